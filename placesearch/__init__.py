@@ -1,0 +1,41 @@
+"""Find out where attention blocks help in a convolutional network, and what they cost."""
+
+from placesearch.config import StudyConfig
+from placesearch.costs import profile
+from placesearch.errors import (
+    BackboneError,
+    DataError,
+    InputError,
+    PlacementError,
+    PlacesearchError,
+    StudyError,
+    TrainingError,
+)
+from placesearch.models.architecture import Architecture
+from placesearch.models.insertion import insert
+from placesearch.models.sites import Site, find_sites
+from placesearch.placement import BlockSetting, Placement
+from placesearch.records import Cost
+from placesearch.study import Study, load_study, run
+
+__all__ = [
+    "Architecture",
+    "BackboneError",
+    "BlockSetting",
+    "Cost",
+    "DataError",
+    "InputError",
+    "Placement",
+    "PlacementError",
+    "PlacesearchError",
+    "Site",
+    "Study",
+    "StudyConfig",
+    "StudyError",
+    "TrainingError",
+    "find_sites",
+    "insert",
+    "load_study",
+    "profile",
+    "run",
+]

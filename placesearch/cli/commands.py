@@ -1,0 +1,127 @@
+"""What `placesearch` does on the command line. Only here and in `view` are click and rich used.
+
+Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, and the
+same command goes on.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from placesearch.cli.view import make_view, show_result, show_studies
+from placesearch.config import StudyConfig, read_definition
+from placesearch.errors import InputError, PlacesearchError
+from placesearch.models.backbones import names_code
+from placesearch.study import load_study, run, study_names
+
+_OPTIONS: dict[str, tuple[str, str]] = {
+    "backbone": ("NAME", "A torchvision network, or your own as package.module:function."),
+    "data": ("SPEC", "digits, cifar10, cifar100, fashion_mnist, mnist, or a folder of images.  [default: digits]"),
+    "name": ("NAME", "Name of the study.  [default: BACKBONE-DATA]"),
+    "trials": ("N", "Trials the study is to have, those of earlier runs included."),
+    "timeout": ("TIME", "Longest time of this run, such as 90s, 10m or 2h."),
+    "epochs": ("N", "Passes over the training split for each candidate."),
+    "batch_size": ("N", "Images a training step."),
+    "input_size": ("N", "Height and width of the input in pixels."),
+    "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),
+    "blocks": ("LIST", "Blocks to choose from.  [default: se,cbam]"),
+    "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
+    "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),
+    "sites": ("LIST", "Kinds of sites to choose from.  [default: residual]"),
+    "objectives": ("LIST", "Accuracy goes up, costs go down.  [default: accuracy,macs,params]"),
+    "sampler": ("NAME", "tpe, nsga2 or random.  [default: tpe]"),
+    "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
+    "jobs": ("N|auto", "Trials at a time, at most 8; the results are the same.  [default: auto, one a core]"),
+    "device": ("NAME", "auto, cpu, cuda, cuda:1, ...  [default: auto]"),
+}
+
+
+def _study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add one option for each field of `StudyConfig`; the config itself checks the values."""
+    for name, (metavar, text) in reversed(_OPTIONS.items()):
+        command = click.option(f"--{name.replace('_', '-')}", name, metavar=metavar, help=text)(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="placesearch")
+def cli() -> None:
+    """Find out where attention blocks help in a convolutional network, and what they cost."""
+
+
+@cli.command("run")
+@click.argument("study", required=False, type=click.Path(path_type=Path), metavar="[STUDY.yaml]")
+@_study_options
+@click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study file may name.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: str | None) -> None:
+    """Search for placements, or go on with a study where it stopped.
+
+    Options on the command line win over the study file, which wins over defaults. With neither --trials nor
+    --timeout a study gets 50 trials; with digits, 8 trials and 5 minutes.
+    """
+    values: dict[str, Any] = {}
+    if study is not None:
+        values = read_definition(study)
+        code = str(values.get("backbone", ""))
+        if names_code(code) and options["backbone"] is None and code not in allow:
+            raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
+    values |= {name: value for name, value in options.items() if value is not None}
+    if "backbone" not in values:
+        raise InputError("no backbone given; try --backbone resnet18")
+    try:
+        with make_view(quiet=quiet) as view:
+            found = run(StudyConfig(**values), watch=view)
+    except KeyboardInterrupt as interrupt:  # click would drop what it says
+        _end_interrupted(str(interrupt))
+    if not quiet:
+        show_result(found)
+    if not found.front:
+        raise SystemExit(1)
+
+
+@cli.command("report")
+@click.argument("study")
+def report_command(study: str) -> None:
+    """Write the reports of STUDY again."""
+    found = load_study(study)
+    found.write_report()
+    show_result(found)
+
+
+@cli.command("studies")
+def studies_command() -> None:
+    """List the studies below the current directory, with their trials and best accuracies."""
+    show_studies([load_study(name) for name in study_names()])
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    logging.captureWarnings(capture=True)  # what libraries deprecate is our business, not the user's
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    try:
+        code = cli.main(prog_name="placesearch", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except PlacesearchError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        _end_interrupted("")
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_interrupted(where: str) -> NoReturn:
+    where = f"{where}, and " if where else ""
+    print(f"placesearch: interrupted; {where}the same command goes on where it stopped", file=sys.stderr)
+    sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"placesearch: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

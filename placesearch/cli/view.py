@@ -1,0 +1,221 @@
+"""What a person sees: a live view in a terminal, plain lines elsewhere, and the result at the end."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from placesearch.front import front
+from placesearch.records import Event, StepEnded, StudyBegan, TrialBegan, TrialEnded, TrialRecord
+from placesearch.study import Study, Watch
+
+
+class _Told:
+    """What was told of a running study so far; both views draw on it."""
+
+    def __init__(self) -> None:
+        self.study: StudyBegan | None = None
+        self.running: dict[int, TrialBegan] = {}
+        self.steps: dict[int, StepEnded] = {}
+        self.records: list[TrialRecord] = []
+        self.began = time.monotonic()
+
+    def hear(self, event: Event) -> None:
+        """Take an event in."""
+        match event:
+            case StudyBegan():
+                self.study, self.records, self.began = event, list(event.finished), time.monotonic()
+            case TrialBegan():
+                self.running[event.task.trial] = event
+            case StepEnded():
+                self.steps[event.trial] = event
+            case TrialEnded():
+                self.records.append(event.record)
+                self.running.pop(event.record.trial, None)
+                self.steps.pop(event.record.trial, None)
+
+    def done(self) -> float:
+        """Return how many trials are done, those that run by their share."""
+        return len(self.records) + sum(step.step / step.steps for step in self.steps.values())
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time until the end from the trials so far; None before there is anything to go by."""
+        study = self.study
+        if study is None:
+            return None
+        elapsed, limits = time.monotonic() - self.began, []
+        fresh = self.done() - len(study.finished)
+        if study.trials is not None and fresh > 0:
+            limits.append(max(0.0, elapsed * (study.trials - self.done()) / fresh))
+        if study.seconds_left is not None:
+            limits.append(max(0.0, study.seconds_left - elapsed))
+        return min(limits) if limits and fresh > 0 else None
+
+    def total(self) -> str:
+        """Return how many trials there are to be."""
+        return str(self.study.trials) if self.study and self.study.trials is not None else "?"
+
+
+class _Lines:
+    """A line for each trial, for pipes and logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._told, self._console = _Told(), console
+
+    def __call__(self, event: Event) -> None:
+        self._told.hear(event)
+        if isinstance(event, StudyBegan):
+            for line in _opening(event):
+                self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        elif isinstance(event, TrialEnded):
+            record, left = event.record, self._told.seconds_left()
+            count = f"{len(self._told.records)}/{self._told.total()}"
+            text = f"{count}  trial {record.trial}: {_outcome(record)}  {_name(record)}"
+            rest = f"  ({_duration(left)} left)" if left else ""
+            self._console.print(text + rest, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Screen:
+    """A view that is drawn anew twice a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._told, self._console = _Told(), console
+
+    def __call__(self, event: Event) -> None:
+        self._told.hear(event)
+        if isinstance(event, StudyBegan):
+            for line in _opening(event):
+                self._console.print(line, highlight=False, markup=False)
+
+    def __rich__(self) -> RenderableType:
+        told = self._told
+        if told.study is None:
+            return Text("preparing ...")
+        left = told.seconds_left()
+        note = f"{len(told.records)}/{told.total()} trials" + (f", {_duration(left)} left" if left is not None else "")
+        rows = Table.grid(padding=(0, 1))
+        rows.add_column(no_wrap=True)
+        rows.add_column(no_wrap=True)
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        rows.add_row("study", _bar(told.done(), told.study.trials), note)
+        for number, began in told.running.items():
+            step = told.steps.get(number)
+            what = f"epoch {step.epoch}/{began.epochs}  " if step else "getting ready  "
+            bar = _bar(step.step, step.steps) if step else _bar(0, 1)
+            rows.add_row(f"trial {number}", bar, what + (began.task.reference or str(began.task.placement)))
+        members = front(told.records, told.study.objectives)
+        return Group(rows, _front_table(members[-8:], "front so far")) if members else rows
+
+
+def _bar(done: float, total: float | None) -> ProgressBar:
+    return ProgressBar(total=total, completed=done, width=24, pulse=total is None)
+
+
+@contextmanager
+def make_view(*, quiet: bool) -> Iterator[Watch]:
+    """Give what `run` tells its events: a live view in a terminal, lines elsewhere, nothing if quiet.
+
+    Args:
+        quiet: Whether to show nothing.
+    """
+    console = Console()
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        screen = _Screen(console)
+        with Live(screen, console=console, refresh_per_second=2, transient=True):
+            yield screen
+    else:
+        yield _Lines(console)
+
+
+def show_result(study: Study) -> None:
+    """Print the front and where the reports are.
+
+    Args:
+        study: The study.
+    """
+    console = Console()
+    records = study.records
+    if study.ended:
+        share = (
+            f"; {100 * study.training_share:.0f} % of the workers' time in training steps"
+            if study.training_share
+            else ""
+        )
+        console.print(f"{study.ended}; searched {_duration(study.seconds)}{share}", highlight=False, soft_wrap=True)
+    failed = [record for record in records if record.state != "COMPLETE"]
+    if failed:
+        console.print(
+            f"{len(failed)} of {len(records)} trials failed; the first: {failed[0].error}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    members = study.front
+    if members:
+        console.print(_front_table(members, f"front of {study.name}"))
+        console.print(study.caution, highlight=False)
+    console.print(f"reports: {study.folder}/  (summary.md, trials.csv, front.csv)", highlight=False, soft_wrap=True)
+    if members:
+        console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)
+
+
+def show_studies(studies: Sequence[Study]) -> None:
+    """Print a table of studies.
+
+    Args:
+        studies: The studies.
+    """
+    console = Console()
+    if not studies:
+        console.print("no studies here yet; 'placesearch run --backbone resnet18' makes one", highlight=False)
+        return
+    table = Table("study", "trials", "failed", "best accuracy", box=None)
+    for study in studies:
+        failed = sum(record.state == "FAIL" for record in study.records)
+        accuracies = [record.val_accuracy for record in study.records if record.val_accuracy is not None]
+        table.add_row(study.name, str(len(study.records)), str(failed), _percent(max(accuracies, default=None)))
+    console.print(table)
+
+
+def _opening(event: StudyBegan) -> Iterator[str]:
+    verb = f"going on with {event.name} after {len(event.finished)} trials" if event.finished else f"study {event.name}"
+    yield verb
+    yield from (f"  {line}" for line in event.lines)
+
+
+def _front_table(members: Sequence[TrialRecord], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("trial", "val. accuracy", "macs", "params"):
+        table.add_column(name, justify="right")
+    table.add_column("placement", overflow="fold")
+    for record in members:
+        cells = (str(record.trial), _percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}")
+        table.add_row(*cells, Text(_name(record)))
+    return table
+
+
+def _name(record: TrialRecord) -> str:
+    return f"{record.reference}" if record.reference else str(record.placement)
+
+
+def _outcome(record: TrialRecord) -> str:
+    if record.state != "COMPLETE":
+        return f"failed: {record.error}"
+    return f"val. accuracy {_percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

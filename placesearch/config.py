@@ -1,0 +1,195 @@
+"""The definition of a study: the options of `placesearch run` as one checked value."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from placesearch.errors import InputError, did_you_mean
+from placesearch.records import DIRECTIONS
+
+KINDS = ("residual",)
+"""Kinds of sites that a search can use."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _words(value: Any) -> Any:
+    """Split `se,cbam` as the command line gives it; leave lists as they are."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _numbers(value: Any) -> Any:
+    """Split `4,8,16` as the command line gives it; one number stands for a list of one."""
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str):
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError(f"'{value}' is no list of whole numbers such as 4,8,16") from None
+    return value
+
+
+def _seconds(value: Any) -> Any:
+    """Read `90`, `90s`, `10m`, `2h` or `1d` as seconds."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", value.strip())
+        if match is None:
+            raise ValueError(f"'{value}' is no duration such as 90s, 10m or 2h")
+        return float(match[1]) * _UNITS[match[2] or "s"]
+    return value
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem that pydantic found, as `field: what is wrong`.
+
+    Args:
+        error: What pydantic raised.
+    """
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part) for part in problem["loc"]) or "file"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{place}'"
+    given = f", got {problem['input']!r}" if problem["type"] not in ("missing", "value_error") else ""
+    return f"{place.replace('_', '-')}: {message}{given}"
+
+
+class StudyConfig(BaseModel):
+    """What to search, on what, and how. The fields bear the names of the options of `placesearch run`.
+
+    A field that is None takes a default that depends on the backbone or the data; `study.yaml` shows what it became.
+
+    Raises:
+        InputError: If a value is not legal.
+
+    Example:
+        >>> StudyConfig(backbone="resnet18", reductions="4,8").reductions
+        (4, 8)
+        >>> StudyConfig(backbone="resnet18", timeout="10m").timeout
+        600.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    backbone: Annotated[str, Field(min_length=1)]
+    data: Annotated[str, Field(min_length=1)] = "digits"
+    name: str | None = None
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+    input_size: Annotated[int, Field(ge=8, le=8192)] | None = None
+    stem: Literal["original", "small"] = "original"
+    blocks: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("se", "cbam")
+    reductions: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)] = (
+        4,
+        8,
+        16,
+    )
+    kernel_sizes: Annotated[tuple[int, ...], BeforeValidator(_numbers), Field(min_length=1)] = (3, 7)
+    sites: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("residual",)
+    objectives: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = (
+        "accuracy",
+        "macs",
+        "params",
+    )
+    sampler: str = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: str = "auto"
+    jobs: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = "auto"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(first_problem(error)) from None
+
+    @field_validator("kernel_sizes")
+    @classmethod
+    def _odd(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        for size in sizes:
+            if size < 1 or size % 2 == 0:
+                raise ValueError(f"{size} is not odd and positive; kernel sizes are odd so that a map keeps its size")
+        return sizes
+
+    @field_validator("sites")
+    @classmethod
+    def _known_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"unknown kind of site '{kind}'; known: {', '.join(KINDS)}")
+        return kinds
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in DIRECTIONS:
+                known = ", ".join(DIRECTIONS)
+                raise ValueError(f"unknown objective '{name}'{did_you_mean(name, DIRECTIONS)}; known: {known}")
+        if "accuracy" not in names:
+            raise ValueError("accuracy has to be among the objectives")
+        return names
+
+    @field_validator("blocks", "reductions", "kernel_sizes", "sites", "objectives")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"{','.join(map(str, values))} names something twice")
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(f"'{name}' is no study name; use letters, digits, '.', '_' and '-'")
+        return name
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields as YAML can hold them."""
+        return self.model_dump(mode="json")
+
+
+RUN_FIELDS = frozenset({"trials", "timeout", "device", "jobs"})
+"""Fields that may change from run to run; all others are the identity of a study."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping, with the safe loader.
+
+    Raises:
+        InputError: If the file cannot be read or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is no YAML text"
+        raise InputError(f"{path} is damaged{where}: {problem}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path} is damaged: its top level is no mapping of names to values")
+    return content
+
+
+def read_definition(path: Path) -> dict[str, Any]:
+    """Read a study's definition, `studies/NAME.yaml`: fields of `StudyConfig`, all optional but the backbone.
+
+    The file's name is the study's name unless the file gives one.
+
+    Raises:
+        InputError: If the file cannot be read, or has an unknown or illegal field.
+    """
+    values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
+    for key in values:
+        if key not in StudyConfig.model_fields:
+            known = StudyConfig.model_fields
+            raise InputError(f"{path}: unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+    values.setdefault("name", path.stem)
+    return values

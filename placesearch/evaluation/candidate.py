@@ -1,0 +1,86 @@
+"""The evaluation of one candidate: build, count, train, validate."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from placesearch.costs import profile
+from placesearch.errors import TrainingError
+from placesearch.models.architecture import Architecture
+from placesearch.models.sites import find_sites
+from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.training.datasets import Data
+from placesearch.training.loop import Protocol, Trainer
+
+Watch = Callable[[Any], None]
+
+
+class Evaluator:
+    """Evaluates candidates of one study, one after the other.
+
+    Args:
+        plain: The backbone without blocks.
+        protocol: How to train.
+        data: What to train on.
+        device: Where to.
+    """
+
+    def __init__(self, plain: Architecture, protocol: Protocol, data: Data, device: torch.device) -> None:
+        self._plain, self._protocol, self._device = plain, protocol, device
+        self._trainer = Trainer(data, protocol, device)
+        with torch.random.fork_rng(devices=[]):
+            self._sites = find_sites(plain.build(), plain.input_size)
+
+    def evaluate(self, task: Task, watch: Watch) -> TrialRecord:
+        """Evaluate a candidate; what goes wrong with it is its own failure, told in the record.
+
+        Args:
+            task: The candidate.
+            watch: Is told of each finished step.
+        """
+        began = time.perf_counter()
+        epochs, trainer = self._protocol.epochs, self._trainer
+        measured: dict[str, Any] = {"epochs": epochs, "seed": self._protocol.seed}
+        try:
+            with _steady(self._device, self._protocol.threads):
+                architecture = self._plain.model_copy(update={"placement": task.placement})
+                model = architecture.build(seed=self._protocol.seed, sites=self._sites)
+                cost = profile(model, self._plain.input_size)
+                measured |= {"macs": cost.macs, "params": cost.params}
+                spent, before = 0.0, time.perf_counter()
+                for step in trainer.train(model):
+                    spent += time.perf_counter() - before
+                    watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
+                    before = time.perf_counter()
+                accuracy, loss = trainer.validate(model)
+            state, error = "COMPLETE", None
+            measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
+        except TrainingError as problem:
+            state, error = "FAIL", str(problem)
+        except Exception as problem:  # noqa: BLE001 - a network of the user's own may raise anything, the search goes on
+            state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
+        return TrialRecord(
+            trial=task.trial,
+            state=state,
+            placement=task.placement,
+            reference=task.reference,
+            error=error,
+            seconds=time.perf_counter() - began,
+            **measured,
+        )
+
+
+@contextmanager
+def _steady(device: torch.device, threads: int) -> Iterator[None]:
+    """Fix what a score depends on besides the protocol: threads on a processor, algorithms on a GPU."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.set_num_threads(before)

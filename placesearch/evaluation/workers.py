@@ -1,0 +1,221 @@
+"""Who evaluates: this process, or worker processes, one thread each, that live as long as the search.
+
+A worker is a fresh Python process that talks through a pair of pipes. It ends by itself when the pipe to the process
+that started it closes, so nothing is left running after a kill. A trial whose worker dies is given to a new worker
+once; if that one dies too, the trial fails.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Protocol as Interface
+from typing import Self
+
+import torch
+
+from placesearch.errors import PlacesearchError, StudyError
+from placesearch.evaluation.candidate import Evaluator, Watch
+from placesearch.models.architecture import Architecture
+from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.training.datasets import load_data
+from placesearch.training.loop import Protocol
+
+TOLD_EVERY = 0.2
+"""Seconds between two reports of a worker on its steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker needs to know to evaluate the candidates of a study.
+
+    Args:
+        plain: The backbone without blocks.
+        protocol: How to train.
+        data: The data set's name or path.
+        device: Where to train.
+    """
+
+    plain: Architecture
+    protocol: Protocol
+    data: str
+    device: str
+
+    def evaluator(self) -> Evaluator:
+        """Load the data and get ready."""
+        data = load_data(self.data, self.plain.input_size[1])
+        return Evaluator(self.plain, self.protocol, data, torch.device(self.device))
+
+
+class Evaluators(Interface):
+    """What evaluates tasks, several at a time."""
+
+    size: int
+
+    def submit(self, task: Task) -> None:
+        """Begin a task, or keep it until there is time for it."""
+
+    def results(self) -> list[TrialRecord]:
+        """Wait until at least one task has ended and return the records of those that have."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class ThisProcess:
+    """Evaluates in this process, one task after the other.
+
+    Args:
+        evaluator: What evaluates.
+        watch: Is told of each finished step.
+    """
+
+    size = 1
+
+    def __init__(self, evaluator: Evaluator, watch: Watch) -> None:
+        self._evaluator, self._watch = evaluator, watch
+        self._tasks: deque[Task] = deque()
+
+    def submit(self, task: Task) -> None:
+        """Keep a task for `results`."""
+        self._tasks.append(task)
+
+    def results(self) -> list[TrialRecord]:
+        """Evaluate the oldest task."""
+        return [self._evaluator.evaluate(self._tasks.popleft(), self._watch)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tasks.clear()
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    task: Task | None = None
+
+
+class Workers:
+    """Evaluates in worker processes.
+
+    Args:
+        size: How many.
+        assignment: What they need to know.
+        watch: Is told of finished steps.
+    """
+
+    def __init__(self, size: int, assignment: Assignment, watch: Watch) -> None:
+        self.size, self._assignment, self._watch = size, assignment, watch
+        self._workers: list[_Worker] = []
+        self._deaths: dict[int, int] = {}
+
+    def submit(self, task: Task) -> None:
+        """Give a task to an idle worker, or to a new one."""
+        idle = next((worker for worker in self._workers if worker.task is None), None) or self._hire()
+        idle.task = task
+        with suppress(OSError):  # it died while idle; `results` notices and hires another
+            idle.pipe.send(task)
+
+    def results(self) -> list[TrialRecord]:
+        """Wait until at least one task has ended.
+
+        Raises:
+            StudyError: If a worker cannot get ready.
+        """
+        records: list[TrialRecord] = []
+        while not records:
+            by_pipe = {worker.pipe: worker for worker in self._workers}
+            for pipe in wait(list(by_pipe)):
+                worker = by_pipe[pipe]  # type: ignore[index]
+                try:
+                    message = worker.pipe.recv()
+                except (EOFError, OSError, pickle.UnpicklingError):
+                    records += self._bury(worker)
+                    continue
+                if isinstance(message, StepEnded):
+                    self._watch(message)
+                elif isinstance(message, TrialRecord):
+                    worker.task = None
+                    records.append(message)
+                else:
+                    raise StudyError(f"a worker could not get ready: {message}")
+        return records
+
+    def _hire(self) -> _Worker:
+        ours, theirs = Pipe()
+        process = subprocess.Popen(  # noqa: S603 - this very program
+            [sys.executable, "-m", "placesearch.evaluation.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C goes to all processes of a terminal; only this one is to act on it
+        )
+        theirs.close()
+        ours.send(self._assignment)
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _bury(self, worker: _Worker) -> list[TrialRecord]:
+        """Take a dead worker away; its trial is tried once more, then fails."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        code = worker.process.wait()
+        task = worker.task
+        if task is None:
+            return []
+        self._deaths[task.trial] = self._deaths.get(task.trial, 0) + 1
+        if self._deaths[task.trial] < 2:
+            self.submit(task)
+            return []
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        error = f"its worker process died twice ({cause}); out of memory?"
+        return [
+            TrialRecord(trial=task.trial, state="FAIL", placement=task.placement, reference=task.reference, error=error)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+            worker.pipe.close()
+        self._workers.clear()
+
+
+def serve(pipe: Connection) -> None:
+    """Evaluate the tasks that come through a pipe until it closes; the body of a worker process.
+
+    Args:
+        pipe: First brings an `Assignment`, then tasks; takes steps, records and, if getting ready fails, a text.
+    """
+    last = 0.0
+
+    def tell(event: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= TOLD_EVERY:
+            last = now
+            pipe.send(event)
+
+    try:
+        try:
+            evaluator = pipe.recv().evaluator()
+        except (PlacesearchError, OSError) as error:
+            pipe.send(str(error))
+            return
+        while True:
+            pipe.send(evaluator.evaluate(pipe.recv(), tell))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the process that started this one is gone

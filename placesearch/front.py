@@ -1,0 +1,70 @@
+"""The Pareto front of finished trials, and which of its members to pick."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from placesearch.records import TrialRecord
+
+
+def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Tell for each point whether no other one dominates it. Smaller is better in every coordinate.
+
+    A point dominates another if it is nowhere larger and somewhere smaller; so equal points do not dominate
+    each other. A point with a NaN is never on the front and dominates nothing.
+
+    Args:
+        points: n points of d coordinates each.
+
+    Returns:
+        n truth values.
+
+    Example:
+        >>> non_dominated([(1, 2), (2, 1), (2, 2), (1, 2)])
+        [True, True, False, True]
+    """
+    if not points:
+        return []
+    array = np.asarray(points, dtype=float)
+    valid = ~np.isnan(array).any(axis=1)
+    on_front = []
+    for index, point in enumerate(array):
+        no_larger = (array <= point).all(axis=1)
+        smaller = (array < point).any(axis=1)
+        on_front.append(bool(valid[index] and not (no_larger & smaller & valid).any()))
+    return on_front
+
+
+def front(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> list[TrialRecord]:
+    """Return the completed trials that no other one dominates, ordered by cost (macs, then params).
+
+    Args:
+        records: Finished trials; failed ones are left out.
+        objectives: Names of the objectives; their directions are those of `placesearch.records.DIRECTIONS`.
+    """
+    complete = [record for record in records if record.state == "COMPLETE"]
+    chosen = non_dominated([record.objectives(objectives) for record in complete])
+    members = [record for record, on_front in zip(complete, chosen, strict=True) if on_front]
+    return sorted(members, key=lambda record: (record.macs or 0, record.params or 0, record.trial))
+
+
+def knee(members: Sequence[TrialRecord], objectives: tuple[str, ...]) -> TrialRecord:
+    """Pick one member of a front: the nearest to the ideal point.
+
+    Each objective is scaled over the front to 0 (best member) .. 1 (worst member), the costs among them are averaged
+    into one, and the member with the smallest Euclidean distance to (best accuracy, lowest cost) is taken;
+    of equally near ones the one found first. An objective in which all members are equal does not count.
+
+    Args:
+        members: The front, at least one trial.
+        objectives: Names of the objectives.
+    """
+    values = np.array([record.objectives(objectives) for record in members])
+    spread = np.ptp(values, axis=0)
+    scaled = np.where(spread > 0, (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0), 0.0)
+    is_cost = np.array([name != "accuracy" for name in objectives])
+    cost = scaled[:, is_cost].mean(axis=1) if is_cost.any() else np.zeros(len(members))
+    distance = np.hypot(scaled[:, ~is_cost].sum(axis=1), cost)
+    return members[
+        min(range(len(members)), key=lambda index: (round(float(distance[index]), 12), members[index].trial))
+    ]

@@ -1,0 +1,1 @@
+"""From plain values to networks: blocks, backbones, sites, insertion, architectures."""

@@ -1,0 +1,168 @@
+"""Architectures: everything that is needed to rebuild a model, as a value and as a YAML file."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from torch import nn
+
+from placesearch.config import first_problem, read_yaml
+from placesearch.errors import InputError, PlacementError
+from placesearch.models.backbones import load_backbone, names_code
+from placesearch.models.insertion import insert
+from placesearch.models.sites import Site
+from placesearch.placement import BlockSetting, Placement
+
+_ENTRY_KEYS = {"site", "block", "reduction", "kernel_size"}
+
+
+def _read_placement(value: Any) -> Any:
+    if isinstance(value, Placement):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("expected a list of entries such as {site: layer1.0.bn2, block: se, reduction: 16}")
+    pairs = []
+    for entry in value:
+        if not isinstance(entry, dict) or not {"site", "block"} <= set(entry) <= _ENTRY_KEYS:
+            raise ValueError(f"an entry has the keys site, block, reduction and kernel_size, got {entry!r:.100}")
+        numbers = {key: entry[key] for key in ("reduction", "kernel_size") if key in entry}
+        for key, number in numbers.items():
+            if type(number) is not int or not 1 <= number <= 1_000_000:
+                raise ValueError(f"{key} {number!r:.50} is no whole number within 1..1000000")
+        pairs.append((str(entry["site"]), BlockSetting(str(entry["block"]), **numbers)))
+    return Placement(pairs)
+
+
+def _write_placement(placement: Placement) -> list[dict[str, Any]]:
+    entries = []
+    for site, setting in placement.items():
+        numbers = {"reduction": setting.reduction, "kernel_size": setting.kernel_size}
+        entries.append(
+            {"site": site, "block": setting.block} | {key: value for key, value in numbers.items() if value is not None}
+        )
+    return entries
+
+
+class Found(BaseModel):
+    """Where an architecture comes from, and what was measured there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str
+    trial: Annotated[int, Field(ge=0)]
+    val_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    macs: Annotated[int, Field(ge=0)] | None = None
+    params: Annotated[int, Field(ge=0)] | None = None
+
+
+class Architecture(BaseModel):
+    """A backbone with its stem, a placement, a number of classes and an input size.
+
+    Args:
+        backbone: A torchvision name or `package.module:function`.
+        num_classes: Width of the classifier.
+        input_size: Channels, height and width of the input.
+        placement: Which block goes where.
+        stem: `original` or `small`; see `load_backbone`.
+        found: Where it comes from.
+
+    Raises:
+        InputError: If a value is not legal.
+
+    Example:
+        >>> architecture = Architecture(
+        ...     backbone="resnet18", num_classes=10, input_size=(3, 64, 64),
+        ...     placement=Placement.parse("layer4.1.bn2=se(r=16)"),
+        ... )
+        >>> sum(p.numel() for p in architecture.build().parameters())
+        11214954
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    placesearch: Literal[1] = 1
+    backbone: Annotated[str, Field(min_length=1, max_length=500)]
+    stem: Literal["original", "small"] = "original"
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
+    input_size: tuple[
+        Annotated[int, Field(ge=1, le=64)], Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]
+    ]
+    placement: Annotated[Placement, BeforeValidator(_read_placement), PlainSerializer(_write_placement)] = Placement()
+    found: Found | None = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(first_problem(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path, allow: Collection[str] = ()) -> Self:
+        """Read an architecture file.
+
+        Args:
+            path: The file.
+            allow: Names `package.module:function` of code that the file may name. Code in files is imported only
+                if it is repeated here.
+
+        Raises:
+            InputError: If the file cannot be read, is of a newer format, has unknown keys or illegal values, or names
+                code that is not allowed.
+        """
+        path = Path(path)
+        content = read_yaml(path)
+        version = content.get("placesearch")
+        if type(version) is int and version > 1:
+            raise InputError(
+                f"{path} has format version {version}; this placesearch reads version 1, a newer one is needed"
+            )
+        if version != 1:
+            raise InputError(f"{path} is no architecture file: it lacks the line 'placesearch: 1'")
+        try:
+            architecture = cls(**content)
+        except (InputError, TypeError) as error:
+            raise InputError(f"{path}: {error}") from None
+        if names_code(architecture.backbone) and architecture.backbone not in allow:
+            raise InputError(f"{path} names code, '{architecture.backbone}'; if you trust it, allow it by that name")
+        return architecture
+
+    def save(self, path: str | Path) -> None:
+        """Write the architecture file that `load` reads."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        """Return the text of the architecture file."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        found = content.pop("found", None)
+        text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
+        return text + (yaml.safe_dump({"found": found}, sort_keys=False) if found else "")
+
+    def build(
+        self, num_classes: int | None = None, *, seed: int | None = None, sites: Sequence[Site] | None = None
+    ) -> nn.Module:
+        """Build the model with fresh weights.
+
+        Args:
+            num_classes: Width of the classifier, if another than the architecture's own.
+            seed: Makes the weights a function of this seed: the backbone's are the same for every placement, and
+                the same block at the same site starts the same. None takes torch's global random numbers.
+            sites: The backbone's sites, where they are known already.
+
+        Raises:
+            BackboneError: If the backbone cannot be built.
+            PlacementError: If the backbone cannot take the placement.
+        """
+        classes = self.num_classes if num_classes is None else num_classes
+        if seed is None:
+            backbone = load_backbone(self.backbone, classes, self.stem)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                backbone = load_backbone(self.backbone, classes, self.stem)
+        try:
+            return insert(backbone, self.placement, input_size=self.input_size, sites=sites, seed=seed)
+        except PlacementError as error:
+            raise PlacementError(f"{self.backbone}: {error}") from None

@@ -1,0 +1,78 @@
+"""Blocks into networks."""
+
+import copy
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from placesearch.errors import PlacementError, did_you_mean
+from placesearch.models.blocks import make_block
+from placesearch.models.sites import InputSize, Site, find_sites
+from placesearch.placement import Placement
+
+
+def insert(
+    model: nn.Module,
+    placement: Placement,
+    *,
+    input_size: InputSize = (3, 224, 224),
+    sites: Sequence[Site] | None = None,
+    seed: int | None = None,
+) -> nn.Module:
+    """Return a copy of a network with blocks at the sites of a placement.
+
+    A block becomes the child `attention` of the module that puts its site's tensor out and works on that module's
+    output. So every parameter of the network keeps its name, and a checkpoint of the plain network loads with
+    `model.load_state_dict(checkpoint, strict=False)`.
+
+    Args:
+        model: The network; left unchanged.
+        placement: Which block goes where.
+        input_size: Channels, height and width of an input that the network takes, to look at its sites.
+        sites: The network's sites, where they are known already.
+        seed: Makes each block's first weights a function of this seed, its site and its settings alone, so that the
+            same block at the same site starts the same in every placement. None takes torch's global random numbers.
+
+    Raises:
+        PlacementError: If a site does not exist, already has a block, or cannot take the settings.
+
+    Example:
+        >>> import torchvision
+        >>> plain = torchvision.models.resnet18()
+        >>> model = insert(plain, Placement.parse("layer4.1.bn2=se(r=16)"))
+        >>> [name for name, _ in model.named_parameters() if "attention" in name][0]
+        'layer4.1.bn2.attention.reduce.weight'
+    """
+    model = copy.deepcopy(model)
+    known = {
+        site.name: site for site in (find_sites(model, input_size) if sites is None and placement else sites or ())
+    }
+    for name, setting in placement.items():
+        if name not in known:
+            raise PlacementError(f"the network has no site '{name}'{did_you_mean(name, known)}")
+        module = model.get_submodule(name)
+        if hasattr(module, "attention"):
+            raise PlacementError(f"site '{name}' already has a block")
+        try:
+            block = _initialised(seed, name, setting, known[name].channels)
+        except PlacementError as error:
+            raise PlacementError(f"site '{name}' with {known[name].channels} channels: {error}") from None
+        reference = next(module.parameters(), None)
+        module.add_module("attention", block if reference is None else block.to(reference.device, reference.dtype))
+        module.register_forward_hook(_attend)
+    return model
+
+
+def _attend(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+    return module.attention(output)  # type: ignore[no-any-return, operator]
+
+
+def _initialised(seed: int | None, site: str, setting: Any, channels: int) -> nn.Module:
+    if seed is None:
+        return make_block(setting, channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(sha256(f"{seed} {site} {setting}".encode()).digest()[:7]))
+        return make_block(setting, channels)

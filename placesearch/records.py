@@ -1,0 +1,147 @@
+"""What happened, as plain values: costs, scores, finished trials, and the events of a running study."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from placesearch.placement import Placement
+
+DIRECTIONS: Mapping[str, str] = {"accuracy": "maximize", "macs": "minimize", "params": "minimize"}
+"""Every objective and its direction. Accuracy goes up, everything else down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs.
+
+    Args:
+        macs: Multiply-adds of convolutions and linear layers for one image.
+        params: Number of parameters.
+    """
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A trial to run.
+
+    Args:
+        trial: Its position in the study.
+        placement: What to evaluate.
+        reference: Names of the reference placement that it is, if it is one.
+    """
+
+    trial: int
+    placement: Placement
+    reference: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """A trial that ended by itself.
+
+    None stands for "not measured", never for zero.
+
+    Args:
+        trial: Position in the study, from 0.
+        state: COMPLETE, PRUNED or FAIL.
+        placement: The candidate.
+        val_accuracy: Share of validation images classified correctly, 0..1.
+        val_loss: Mean cross-entropy on the validation split.
+        macs: Multiply-adds of convolutions and linear layers for one image.
+        params: Number of parameters.
+        latency_ms: Median latency in milliseconds.
+        epochs: Passes over the training split.
+        seconds: Wall time of the whole trial.
+        seed: Seed of initialisation, data order and augmentation.
+        reference: Names of the reference placement that this is, if it is one.
+        error: Why the trial failed, if it did.
+        training_seconds: Wall time spent in training steps.
+    """
+
+    trial: int
+    state: str
+    placement: Placement
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    latency_ms: float | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    reference: str | None = None
+    error: str | None = None
+    training_seconds: float | None = None
+
+    def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
+        """Return the values of these objectives, each turned so that smaller is better.
+
+        Raises:
+            ValueError: If one of them was not measured.
+        """
+        values = {"accuracy": self.val_accuracy, "macs": self.macs, "params": self.params}
+        turned = []
+        for name in names:
+            value = values[name]
+            if value is None:
+                raise ValueError(f"trial {self.trial} has no {name}")
+            turned.append(-value if DIRECTIONS[name] == "maximize" else float(value))
+        return tuple(turned)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyBegan:
+    """The search is about to begin or to go on.
+
+    Args:
+        name: The study.
+        finished: The trials that it has already.
+        trials: How many trials it is to have; None for no such limit.
+        seconds_left: How long it may run; None for no such limit.
+        jobs: How many trials run at a time.
+        objectives: Names of the objectives.
+        lines: What is being run, in sentences for a person.
+    """
+
+    name: str
+    finished: tuple[TrialRecord, ...]
+    trials: int | None
+    seconds_left: float | None
+    jobs: int
+    objectives: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBegan:
+    """A trial begins.
+
+    Args:
+        task: The trial.
+        epochs: Passes over the training split.
+    """
+
+    task: Task
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """A training step of the running trial ended."""
+
+    trial: int
+    step: int
+    steps: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded:
+    """A trial ended by itself and is stored."""
+
+    record: TrialRecord
+
+
+Event = StudyBegan | TrialBegan | StepEnded | TrialEnded

@@ -1,0 +1,1 @@
+"""Tables and texts that say what a study found."""

@@ -1,0 +1,69 @@
+"""Trials as pandas tables."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from placesearch.front import front
+from placesearch.records import TrialRecord
+
+TRIAL_COLUMNS = {
+    "trial": "int64",
+    "state": "str",
+    "placement": "str",
+    "val_accuracy": "float64",
+    "val_loss": "float64",
+    "macs": "Int64",
+    "params": "Int64",
+    "latency_ms": "float64",
+    "epochs": "Int64",
+    "seconds": "float64",
+    "seed": "Int64",
+    "reference": "object",
+    "error": "object",
+    "training_seconds": "float64",
+}
+"""Columns of trials.csv and their types."""
+
+FRONT_COLUMNS = {
+    "trial": "int64",
+    "placement": "str",
+    "val_accuracy": "float64",
+    "estimate": "float64",
+    "estimate_low": "float64",
+    "estimate_high": "float64",
+    "replicates": "Int64",
+    "macs": "Int64",
+    "params": "Int64",
+    "latency_ms": "float64",
+}
+"""Columns of front.csv and their types."""
+
+
+def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """Return one row a trial, with the columns of trials.csv; what was not measured is missing, never zero.
+
+    Args:
+        records: Finished trials.
+    """
+    rows = {
+        name: [str(record.placement) if name == "placement" else getattr(record, name) for record in records]
+        for name in TRIAL_COLUMNS
+    }
+    return pd.DataFrame(rows).astype(TRIAL_COLUMNS)
+
+
+def front_frame(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> pd.DataFrame:
+    """Return the front, one row a member, ordered by cost, with the columns of front.csv.
+
+    Args:
+        records: Finished trials.
+        objectives: Names of the objectives.
+    """
+    members = front(records, objectives)
+    table = trials_frame(members)
+    table["replicates"] = [
+        sum(other.state == "COMPLETE" and other.placement == member.placement for other in records)
+        for member in members
+    ]
+    return table.reindex(columns=list(FRONT_COLUMNS)).astype(FRONT_COLUMNS)

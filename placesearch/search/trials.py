@@ -1,0 +1,143 @@
+"""The trials of a study: what to evaluate next, and the record of what was evaluated.
+
+A trial's position is its Optuna number. A trial that a killed process left behind is taken up again under its own
+number with its own placement, so a position is never lost and never doubled.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from placesearch.errors import StudyError
+from placesearch.placement import Placement
+from placesearch.records import DIRECTIONS, Task, TrialRecord
+from placesearch.search.journal import open_journal
+from placesearch.search.samplers import LAG, PLACEMENT, UntriedSampler, sampler_named
+from placesearch.search.space import SearchSpace
+
+_MEASURED = tuple(
+    field.name for field in fields(TrialRecord) if field.name not in ("trial", "state", "placement", "reference")
+)
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Trials:
+    """The stored trials of a study.
+
+    Args:
+        path: The journal file; made if it does not exist.
+        name: The study's name.
+        objectives: Names of the objectives, in the order of the values of a trial.
+
+    Raises:
+        StudyError: If the journal is damaged or holds another study.
+    """
+
+    def __init__(self, path: Path, name: str, objectives: tuple[str, ...]) -> None:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        self._objectives = objectives
+        storage = open_journal(path)
+        try:
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=[StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives],
+                load_if_exists=True,
+            )
+        except (KeyError, ValueError, AttributeError, TypeError) as error:
+            raise StudyError(f"{path} is damaged: Optuna cannot read it ({type(error).__name__}: {error})") from None
+
+    def records(self) -> list[TrialRecord]:
+        """Return the trials that ended by themselves, in order of position."""
+        return [_record(trial) for trial in self._all() if trial.state in _FINISHED]
+
+    def begin(self, space: SearchSpace, references: Mapping[str, Placement], sampler: str, seed: int) -> None:
+        """Prepare for `ask`.
+
+        Args:
+            space: What to choose from.
+            references: Placements to evaluate before any suggestion, by name.
+            sampler: Name of the sampler that suggests.
+            seed: Its seed.
+
+        Raises:
+            InputError: If there is no such sampler.
+        """
+        self._space, self._references = space, references
+        self._running: set[int] = set()
+        self._study.sampler = UntriedSampler(sampler_named(sampler), seed, space)
+
+    def must_wait(self) -> bool:
+        """Tell whether a trial has to end first, on which the next suggestion may depend."""
+        return bool(self._running) and min(self._running) < len(self._all()) - LAG
+
+    def ask(self) -> Task | None:
+        """Return the next trial to run, None if every placement of the space was tried.
+
+        First come trials that were begun and lost, then the references, then suggestions of the sampler. One process
+        at a time may ask. Ask only while not `must_wait()`.
+        """
+        trials = self._all()
+        lost = next((t for t in trials if t.state == TrialState.RUNNING and t.number not in self._running), None)
+        if lost is not None:
+            trial = optuna.trial.Trial(self._study, lost._trial_id)
+        else:
+            if not any(trial.state == TrialState.WAITING for trial in trials):
+                if len(trials) < len(self._references):
+                    self._enqueue(*list(self._references.items())[len(trials)])
+                elif self._is_exhausted(trials):
+                    return None
+            trial = self._study.ask()
+        attributes = trial.user_attrs
+        if "reference" not in attributes or self._space.chosen(Placement.parse(attributes[PLACEMENT])) is not None:
+            chosen = {site: trial.suggest_categorical(site, texts) for site, texts in self._space.choices.items()}
+            if PLACEMENT not in attributes:
+                trial.set_user_attr(PLACEMENT, str(self._space.placement(chosen)))
+        attributes = trial.user_attrs
+        self._running.add(trial.number)
+        return Task(trial.number, Placement.parse(attributes[PLACEMENT]), attributes.get("reference"))
+
+    def complete(self, record: TrialRecord) -> None:
+        """Store a finished trial under its position."""
+        trial = optuna.trial.Trial(self._study, self._all()[record.trial]._trial_id)
+        for name in _MEASURED:
+            value = getattr(record, name)
+            if value is not None:
+                trial.set_user_attr(name, value)
+        if record.state == "COMPLETE":
+            values = {"accuracy": record.val_accuracy, "macs": record.macs, "params": record.params}
+            self._study.tell(trial, [float(values[name] or 0) for name in self._objectives])
+        else:
+            self._study.tell(trial, state=TrialState[record.state])
+        self._running.discard(record.trial)
+
+    def _all(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _enqueue(self, name: str, placement: Placement) -> None:
+        """Queue a reference; one that the space does not hold has no parameters, its text says what it is."""
+        attributes: dict[str, Any] = {"reference": name, PLACEMENT: str(placement)}
+        self._study.enqueue_trial(self._space.chosen(placement) or {}, user_attrs=attributes)
+
+    def _is_exhausted(self, trials: list[FrozenTrial]) -> bool:
+        if len(trials) < self._space.size:
+            return False
+        tried = {trial.user_attrs[PLACEMENT] for trial in trials if PLACEMENT in trial.user_attrs}
+        return sum(self._space.chosen(Placement.parse(text)) is not None for text in tried) >= self._space.size
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    measured = {name: trial.user_attrs.get(name) for name in _MEASURED}
+    return TrialRecord(
+        trial=trial.number,
+        state=trial.state.name,
+        placement=Placement.parse(trial.user_attrs[PLACEMENT]),
+        reference=trial.user_attrs.get("reference"),
+        **measured,
+    )

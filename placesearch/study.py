@@ -1,0 +1,303 @@
+"""Running a study: puts the rooms together, in the order in which data flow."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from placesearch.config import StudyConfig
+from placesearch.definition import STUDIES, prepare, read_definition_of, settle, study_folder
+from placesearch.errors import InputError, StudyError
+from placesearch.evaluation.candidate import Evaluator
+from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
+from placesearch.front import front, knee
+from placesearch.models.architecture import Architecture
+from placesearch.records import Event, StudyBegan, TrialBegan, TrialEnded, TrialRecord
+from placesearch.reporting.tables import front_frame, trials_frame
+from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
+from placesearch.search.samplers import LAG, sampler_named
+from placesearch.search.space import reference_placements
+from placesearch.search.trials import Trials
+from placesearch.training.datasets import SPLITS, load_data
+from placesearch.training.loop import pick_device
+
+REPORTS = Path("reports")
+
+MEMORY_OF_A_WORKER = 2 * 2**30
+"""Bytes that a worker process may need; fewer workers are started where there is less."""
+
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study on disk and what was found in it so far.
+
+    Args:
+        subject: What was run.
+        records: Its trials that ended by themselves, in order of position.
+        ended: Why the search stopped; empty for a study that was only loaded.
+        seconds: Wall time of this run's search.
+        training_share: Share of this run's search, times its workers, that went into training steps.
+    """
+
+    subject: Subject
+    records: tuple[TrialRecord, ...]
+    ended: str = ""
+    seconds: float = 0.0
+    training_share: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.subject.name
+
+    @property
+    def folder(self) -> Path:
+        """Where its reports are, from the current directory."""
+        return REPORTS / self.name
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """Members of the front, ordered by cost."""
+        return front(self.records, self.subject.objectives)
+
+    @property
+    def best(self) -> Architecture | None:
+        """The pick, as in best.yaml; None if no trial succeeded."""
+        members = self.front
+        return found_architecture(self.subject, knee(members, self.subject.objectives)) if members else None
+
+    @property
+    def caution(self) -> str:
+        """What the accuracies cannot tell."""
+        return caution(self.subject, self.records)
+
+    def trials_frame(self) -> pd.DataFrame:
+        """Return the columns of trials.csv, one row a trial."""
+        return trials_frame(self.records)
+
+    def front_frame(self) -> pd.DataFrame:
+        """Return the columns of front.csv, one row a member of the front."""
+        return front_frame(self.records, self.subject.objectives)
+
+    def write_report(self) -> None:
+        """Write the report folder.
+
+        Raises:
+            InputError: If it cannot be written; the trials are safe.
+        """
+        try:
+            write_report(self.folder, self.subject, self.records)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.folder}: {error.strerror}; "
+                f"no trial is lost, 'placesearch report {self.name}' writes the reports again"
+            ) from None
+
+
+def load_study(name: str) -> Study:
+    """Load a study from `studies/NAME`.
+
+    Raises:
+        StudyError: If there is no such study, or it is damaged.
+    """
+    known = study_names()
+    if name not in known:
+        raise StudyError(f"no study '{name}' in {STUDIES}/; there are: {', '.join(known) or 'none'}")
+    definition = read_definition_of(name)
+    return Study(definition.subject(), tuple(_trials(definition.config).records()))
+
+
+def study_names() -> list[str]:
+    """Return the names of the studies below the current directory."""
+    return sorted(path.parent.name for path in STUDIES.glob("*/study.yaml"))
+
+
+def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
+    """Run a study, or go on with it where it stopped, and write its reports.
+
+    Trials are stored one by one under `studies/NAME`; reports go to `reports/NAME`, both below the current directory.
+    On Ctrl-C the reports are written and KeyboardInterrupt is raised again.
+
+    Args:
+        config: What to search.
+        watch: Is told what happens, as it happens.
+
+    Returns:
+        The study as it stands at the end.
+
+    Raises:
+        InputError: If the configuration cannot be used, or the study of this name is another, damaged or busy.
+    """
+    watch = watch or _nobody
+    device = _device(config.device)
+    sampler_named(config.sampler)
+    definition, sites, space = prepare(config, device)
+    config = definition.config
+    data = load_data(config.data, definition.input_size[1])
+    definition = definition.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
+    jobs = _jobs(config, device)
+    with _owned(definition.name):
+        notes = settle(definition)
+        trials = _trials(config)
+        trials.begin(space, reference_placements(sites), config.sampler, config.seed)
+        before, began = tuple(trials.records()), time.monotonic()
+        finished = {record.trial for record in before}
+        watch(
+            StudyBegan(
+                name=definition.name,
+                finished=before,
+                trials=config.trials,
+                seconds_left=config.timeout,
+                jobs=jobs,
+                objectives=config.objectives,
+                lines=(*definition.lines(device, space, jobs), *notes),
+            )
+        )
+        evaluators: Evaluators
+        if jobs == 1:
+            evaluators = ThisProcess(Evaluator(definition.plain, definition.protocol, data, device), watch)
+        else:
+            assignment = Assignment(definition.plain, definition.protocol, config.data, str(device))
+            evaluators = Workers(jobs, assignment, watch)
+            del data
+        try:
+            with evaluators:
+                ended = _search(config, definition.protocol.epochs, trials, evaluators, watch, began)
+        except KeyboardInterrupt:
+            with _interrupts_held():
+                study = Study(definition.subject(), tuple(trials.records()))
+                study.write_report()
+            raise KeyboardInterrupt(f"reports are in {study.folder}/") from None
+        except BrokenPipeError:
+            raise  # nobody reads the output any more
+        except OSError as error:
+            raise StudyError(
+                f"cannot write to {study_folder(definition.name)}: {error.strerror}; every finished trial is kept, "
+                "the same command goes on"
+            ) from None
+        records, seconds = tuple(trials.records()), time.monotonic() - began
+        training = sum(record.training_seconds or 0.0 for record in records if record.trial not in finished)
+        study = Study(definition.subject(), records, ended, seconds, training / (seconds * jobs))
+        study.write_report()
+    return study
+
+
+def _search(
+    config: StudyConfig, epochs: int, trials: Trials, evaluators: Evaluators, watch: Watch, began: float
+) -> str:
+    """Run trials until a limit is met; return which one."""
+    records = trials.records()
+    running: set[int] = set()
+    while True:
+        ended = ""
+        while len(running) < evaluators.size and not (ended or trials.must_wait()):
+            ended = _limit(config, records, len(running), began)
+            if ended:
+                break
+            with _interrupts_held():
+                task = trials.ask()
+            if task is None:
+                ended = "every placement of the search space was tried"
+                break
+            running.add(task.trial)
+            evaluators.submit(task)
+            watch(TrialBegan(task, epochs))
+        if not running:
+            return ended
+        for record in evaluators.results():
+            with _interrupts_held():
+                trials.complete(record)
+            running.discard(record.trial)
+            records.append(record)
+            watch(TrialEnded(record))
+
+
+def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began: float) -> str:
+    """Return which limit forbids another trial, if one does; one that would not end in time is not begun."""
+    if config.trials is not None and len(records) + running >= config.trials:
+        return f"the study has its {config.trials} trials"
+    if config.timeout is not None:
+        usual = median([record.seconds or 0.0 for record in records]) if records else 0.0
+        elapsed = time.monotonic() - began
+        if elapsed >= config.timeout or elapsed + usual > config.timeout:
+            return f"stopped before {config.timeout:g} s were over; the same command goes on"
+    return ""
+
+
+def _jobs(config: StudyConfig, device: torch.device) -> int:
+    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow."""
+    if config.jobs == "auto":
+        if device.type != "cpu":
+            return 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        jobs = min(cores, LAG + 1, memory // MEMORY_OF_A_WORKER)
+    else:
+        jobs = config.jobs
+    return max(1, min(jobs, config.trials or jobs))
+
+
+def _nobody(_: Event) -> None:
+    """Watch nothing."""
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return pick_device(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _trials(config: StudyConfig) -> Trials:
+    return Trials(study_folder(str(config.name)) / "journal.log", str(config.name), config.objectives)
+
+
+@contextmanager
+def _owned(name: str) -> Iterator[None]:
+    """Make the study's folder and hold it; a second run of the same study is refused."""
+    folder = study_folder(name)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        REPORTS.joinpath(name).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            f"study '{name}' is being run by another process; wait for it or choose another --name"
+        ) from None
+    except OSError as error:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that no record is written by half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Data sets and the brief training of candidates."""

@@ -1,0 +1,273 @@
+"""Data sets: always three splits, held in memory as bytes, brought to one input size.
+
+A split that the source lacks is cut from train: stratified, fixed once for all (it does not depend on the study's
+seed), a fifth of it and at most 5,000 images.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.datasets as tv
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from placesearch.errors import DataError, did_you_mean
+
+SPLITS = ("train", "validation", "test")
+CUT_SHARE, CUT_LIMIT, CUT_SEED = 0.2, 5000, 2026
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Images and their classes.
+
+    Args:
+        images: uint8 tensor (n, height, width, 3).
+        labels: int64 tensor (n,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A data set at one input size.
+
+    Args:
+        splits: `train`, `validation` and `test`.
+        classes: Names of the classes, in the order of the labels.
+        flip: Whether a mirrored image shows the same class.
+    """
+
+    splits: dict[str, Split]
+    classes: tuple[str, ...]
+    flip: bool
+
+    def sizes(self) -> str:
+        """Return the number of images in each split, in words."""
+        return ", ".join(f"{len(self.splits[name].labels):,} {name}" for name in SPLITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set that has a name.
+
+    Args:
+        load: Returns images (n, height, width, 3) uint8 and labels for `train` and, where the source has one, `test`.
+        classes: Number of classes.
+        side: Native side of its images in pixels.
+        flip: Whether a mirrored image shows the same class.
+    """
+
+    load: Callable[[], dict[str, Split]]
+    classes: int
+    side: int
+    flip: bool
+
+
+def _digits() -> dict[str, Split]:
+    """Scikit-learn's 1,797 handwritten digits, 8x8 in 17 shades, brought to 32x32x3."""
+    digits = load_digits()
+    small = torch.from_numpy(digits.images.astype(np.float32) * (255.0 / 16.0))[:, None]
+    images = _resized(small.expand(-1, 3, -1, -1), 32).permute(0, 2, 3, 1).contiguous()
+    return {"train": Split(images, torch.from_numpy(digits.target.astype(np.int64)))}
+
+
+def _torchvision(name: str, dataset: Callable[..., Any]) -> Callable[[], dict[str, Split]]:
+    def load() -> dict[str, Split]:
+        root = Path(os.environ.get("PLACESEARCH_DATA", Path.home() / ".cache" / "placesearch"))
+        splits = {}
+        for split in ("train", "test"):
+            try:
+                loaded = dataset(root=str(root), train=split == "train", download=True)
+            except (OSError, RuntimeError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise DataError(
+                    f"{name} is not under {root} and could not be downloaded ({reason}); set PLACESEARCH_DATA to the "
+                    "folder that holds torchvision's copy, or give a folder of images: --data PATH"
+                ) from None
+            images = torch.as_tensor(np.asarray(loaded.data))
+            if images.dim() == 3:
+                images = images[..., None].expand(-1, -1, -1, 3)
+            splits[split] = Split(images.contiguous(), torch.as_tensor(loaded.targets, dtype=torch.int64))
+        return splits
+
+    return load
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_digits, classes=10, side=32, flip=False),
+    "cifar10": Source(_torchvision("cifar10", tv.CIFAR10), classes=10, side=32, flip=True),
+    "cifar100": Source(_torchvision("cifar100", tv.CIFAR100), classes=100, side=32, flip=True),
+    "fashion_mnist": Source(_torchvision("fashion_mnist", tv.FashionMNIST), classes=10, side=28, flip=True),
+    "mnist": Source(_torchvision("mnist", tv.MNIST), classes=10, side=28, flip=False),
+}
+"""Every data set by name; everything else is the path of a tree of image folders."""
+
+
+def inspect_data(spec: str) -> tuple[int, int]:
+    """Return the number of classes and the native side of the images, without loading them.
+
+    Args:
+        spec: A name in `SOURCES`, or the path of a tree of image folders, for which the side is the shorter one of
+            its first image, at most 224.
+
+    Raises:
+        DataError: If there is no such data set or the folder is unusable.
+    """
+    if spec in SOURCES:
+        return SOURCES[spec].classes, SOURCES[spec].side
+    tree = _read_tree(Path(spec))
+    first = tree["train"][0][0]
+    try:
+        with Image.open(first) as image:
+            return len(_class_names(Path(spec))), min(*image.size, 224)
+    except OSError as error:
+        raise DataError(f"cannot read image {first}: {error}") from None
+
+
+def load_data(spec: str, side: int) -> Data:
+    """Load a data set into memory, with its three splits, at side x side pixels.
+
+    Args:
+        spec: A name in `SOURCES`, or the path of a tree of image folders.
+        side: Height and width of the input; images of another size are resized (those of folders so that their
+            shorter side fits, and cropped in the middle).
+
+    Raises:
+        DataError: If there is no such data set, a file cannot be read, or a class has too few images for three splits.
+    """
+    if spec in SOURCES:
+        source = SOURCES[spec]
+        splits, flip = source.load(), source.flip
+        splits = {name: Split(_at_side(split.images, side), split.labels) for name, split in splits.items()}
+        classes = tuple(str(label) for label in range(source.classes))
+    else:
+        tree = _read_tree(Path(spec))
+        classes, flip = _class_names(Path(spec)), True
+        _refuse_too_large(sum(len(files) for files in tree.values()) * side * side * 3, spec)
+        splits = {name: _decoded(files, side) for name, files in tree.items()}
+    if len(splits) < len(SPLITS):
+        splits = _with_missing_cut(splits, classes)
+    return Data({name: splits[name] for name in SPLITS}, classes, flip)
+
+
+def _with_missing_cut(splits: dict[str, Split], classes: tuple[str, ...]) -> dict[str, Split]:
+    """Cut the splits that are missing from train, from every class the same share of what train had."""
+    missing = [name for name in SPLITS if name not in splits]
+    labels = splits["train"].labels.numpy()
+    share = min(CUT_SHARE, CUT_LIMIT / len(labels))
+    random = np.random.default_rng(CUT_SEED)
+    part = np.full(len(labels), "train", dtype=object)
+    for label, name in enumerate(classes):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) <= len(missing):
+            raise DataError(
+                f"class '{name}' has too few images to cut {' and '.join(missing)} from; {len(members)} found"
+            )
+        count = max(1, round(share * len(members)))
+        for index, split in enumerate(missing):
+            part[members[index * count : (index + 1) * count]] = split
+    whole = splits["train"]
+    cut = {}
+    for name in ("train", *missing):
+        chosen = torch.from_numpy(part == name)
+        cut[name] = Split(whole.images[chosen], whole.labels[chosen])
+    return {**splits, **cut}
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """Bring float images (n, 3, height, width) in 0..255 to side x side, rounded to bytes."""
+    resized = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _at_side(images: Tensor, side: int) -> Tensor:
+    if images.shape[1:3] == (side, side):
+        return images
+    parts = [_resized(part.permute(0, 3, 1, 2).float(), side).permute(0, 2, 3, 1) for part in images.split(1024)]
+    return torch.cat(parts).contiguous()
+
+
+def _read_tree(root: Path) -> dict[str, list[tuple[Path, int]]]:
+    """List files and labels of a tree: train/ and any of val/, test/ with class folders, or class folders alone."""
+    if not root.exists():
+        known = ", ".join(SOURCES)
+        raise DataError(
+            f"no data set '{root}'{did_you_mean(str(root), SOURCES)}; known: {known}, or the path of a folder"
+        )
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; expected class folders, or train/ with class folders")
+    names = _class_names(root)
+    parts = {"train": root / "train", "validation": root / "val", "test": root / "test"}
+    folders = (
+        {name: path for name, path in parts.items() if path.is_dir()} if parts["train"].is_dir() else {"train": root}
+    )
+    tree = {}
+    for split, folder in folders.items():
+        strangers = sorted({path.name for path in _folders(folder)} - set(names))
+        if strangers:
+            raise DataError(f"{folder} has class '{strangers[0]}', which {folders['train']} lacks")
+        files = []
+        for label, name in enumerate(names):
+            images = sorted(
+                path for path in (folder / name).rglob("*") if path.suffix.lower() in tv.folder.IMG_EXTENSIONS
+            )
+            if not images:
+                raise DataError(f"class folder {folder / name} holds no images")
+            files += [(path, label) for path in images]
+        tree[split] = files
+    return tree
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    folder = root / "train" if (root / "train").is_dir() else root
+    names = tuple(sorted(path.name for path in _folders(folder)))
+    if len(names) < 2:
+        found = f"only '{names[0]}'" if names else "none"
+        raise DataError(f"{folder} needs one folder of images for each of two or more classes; found {found}")
+    return names
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _refuse_too_large(needed: int, spec: str) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise DataError(
+            f"{spec} needs {needed / 2**30:,.0f} GiB in memory, more than half of the {memory / 2**30:,.0f} GiB here; "
+            "choose a smaller --input-size or fewer images"
+        )
+
+
+def _decoded(files: list[tuple[Path, int]], side: int) -> Split:
+    images = torch.empty(len(files), side, side, 3, dtype=torch.uint8)
+
+    def decode(index: int) -> None:
+        path = files[index][0]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"cannot read image {path}: {error}") from None
+        scale = side / min(image.size)
+        if scale != 1:
+            image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        images[index] = torch.from_numpy(np.array(image.crop((left, top, left + side, top + side))))
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(decode, range(len(files))):
+            pass
+    return Split(images, torch.tensor([label for _, label in files]))

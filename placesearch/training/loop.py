@@ -1,0 +1,170 @@
+"""The brief training of one candidate: a plain loop from a fresh model to its scores.
+
+Every candidate of a study sees the same batches with the same augmentations in the same order, and starts from the
+same backbone weights; only the blocks differ.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from placesearch.errors import TrainingError
+from placesearch.training.datasets import Data, Split
+
+MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
+SHIFT = 1 / 16
+"""Images are moved by up to this share of their side in each direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Everything that a score depends on besides the architecture and the data.
+
+    Args:
+        epochs: Passes over the training split.
+        batch_size: Images a step; the last, smaller batch of an epoch is left out.
+        learning_rate: Peak of the one-cycle schedule.
+        seed: Seed of initialisation, data order and augmentation.
+        precision: `fp32` or `bf16` (autocast).
+        threads: Processor threads a trial on a CPU.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    precision: str
+    threads: int = 1
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes a GPU where there is one.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"there is no device '{name}' here; 'auto' and 'cpu' always work") from None
+    return device
+
+
+def pick_precision(device: torch.device) -> str:
+    """Return `bf16` on a GPU that has the instructions, else `fp32`."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
+class Trainer:
+    """Trains candidates on data that stay on the device.
+
+    Args:
+        data: The data set. Of its splits only train and validation are ever touched.
+        protocol: How to train.
+        device: Where to.
+    """
+
+    def __init__(self, data: Data, protocol: Protocol, device: torch.device) -> None:
+        self.protocol, self.device, self.flip = protocol, device, data.flip
+        self.train_split = _on(data.splits["train"], device)
+        self.validation_split = _on(data.splits["validation"], device)
+        sample = self.train_split.images[:: max(1, len(self.train_split.labels) // 5000)]
+        pixels = sample.reshape(-1, 3).float() / 255
+        self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
+        self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
+        self.steps = protocol.epochs * (len(self.train_split.labels) // self.batch_size)
+
+    def train(self, model: nn.Module) -> Iterator[int]:
+        """Train a model in place, yielding the number of finished steps after each one.
+
+        Raises:
+            TrainingError: If the loss is no longer finite.
+        """
+        protocol, split = self.protocol, self.train_split
+        random = torch.Generator().manual_seed(protocol.seed)
+        torch.manual_seed(protocol.seed)  # dropout and drop-path
+        model.to(self.device).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=protocol.learning_rate,
+            momentum=MOMENTUM,
+            nesterov=True,
+            weight_decay=WEIGHT_DECAY,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, protocol.learning_rate, total_steps=self.steps, pct_start=WARMUP
+        )
+        done = 0
+        for epoch in range(1, protocol.epochs + 1):
+            losses = torch.zeros((), device=self.device)
+            for batch in self._batches(random):
+                images = self._augmented(split.images, batch, random)
+                with self._autocast():
+                    loss = F.cross_entropy(model(images), split.labels[batch], label_smoothing=LABEL_SMOOTHING)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                done += 1
+                if done < self.steps:
+                    schedule.step()
+                losses += loss.detach()
+                yield done
+            if not torch.isfinite(losses):
+                raise TrainingError(f"the training loss became {float(losses)} in epoch {epoch} of {protocol.epochs}")
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module) -> tuple[float, float]:
+        """Return accuracy (0..1) and mean cross-entropy of a model on the whole validation split.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
+        model.eval()
+        split, loss, right = self.validation_split, 0.0, 0
+        for batch in torch.arange(len(split.labels), device=self.device).split(max(self.batch_size, 128)):
+            with self._autocast():
+                logits = model(self._normalised(split.images[batch])).float()
+            loss += float(F.cross_entropy(logits, split.labels[batch], reduction="sum"))
+            right += int((logits.argmax(1) == split.labels[batch]).sum())
+        mean_loss = loss / len(split.labels)
+        if not math.isfinite(mean_loss):
+            raise TrainingError(f"the validation loss is {mean_loss}")
+        return right / len(split.labels), mean_loss
+
+    def _batches(self, random: torch.Generator) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.train_split.labels), generator=random)
+        for batch in order.split(self.batch_size):
+            if len(batch) == self.batch_size:
+                yield batch.to(self.device)
+
+    def _augmented(self, images: Tensor, batch: Tensor, random: torch.Generator) -> Tensor:
+        """Take a batch, each image shifted (its border repeated) and, where classes allow, mirrored at random."""
+        count, side = len(batch), images.shape[1]
+        reach = max(1, round(side * SHIFT))
+        shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=random).to(self.device)
+        mirrored = (torch.rand(count, 1, generator=random) < 0.5).to(self.device) & self.flip
+        pixels = torch.arange(side, device=self.device)
+        rows = (pixels + shifts[0]).clamp(0, side - 1)
+        columns = torch.where(mirrored, side - 1 - pixels, pixels) + shifts[1]
+        columns = columns.clamp(0, side - 1)
+        return self._normalised(images[batch[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Turn bytes (n, height, width, 3) into floats (n, 3, height, width), channels last in memory."""
+        return ((images.float() / 255 - self.mean) * self.scale).permute(0, 3, 1, 2)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bf16")
+
+
+def _on(split: Split, device: torch.device) -> Split:
+    return Split(split.images.to(device), split.labels.to(device))

@@ -1,0 +1,58 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("placesearch")
+NETWORKS = Path(__file__).with_name("networks.py")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty current directory with the networks of `networks.py` as the user's own module `mine`."""
+    shutil.copy(NETWORKS, tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mine", None)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def start(workplace):
+    """Start the installed command in the workplace."""
+    running = []
+
+    def begin(*arguments, **options):
+        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **options.pop("env", {})}
+        process = subprocess.Popen(
+            [str(COMMAND), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            **options,
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def call(start):
+    """Run the installed command to its end and return (exit code, stdout, stderr)."""
+
+    def finish(*arguments, **options):
+        process = start(*arguments, **options)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    return finish

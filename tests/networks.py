@@ -1,0 +1,63 @@
+"""Small networks for tests; also copied into folders in which the command line runs, as a user's own module."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Unit(nn.Module):
+    """A residual unit as in ResNet-18: two convolutions, the skip added before the last activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class Tiny(nn.Module):
+    """Two residual units of 8 channels on an eighth of the input's side."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=8, padding=1)
+        self.unit1, self.unit2 = Unit(8), Unit(8)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.unit2(self.unit1(self.stem(x))).mean((2, 3)))
+
+
+class Fragile(Tiny):
+    """A network whose training breaks as soon as its first unit carries a block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits * float("nan") if self.training and hasattr(self.unit1.bn2, "attention") else logits
+
+
+class Broken(Tiny):
+    """A network that cannot be trained at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits * float("inf") if self.training else logits
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return Tiny(num_classes)
+
+
+def fragile(num_classes: int) -> nn.Module:
+    return Fragile(num_classes)
+
+
+def broken(num_classes: int) -> nn.Module:
+    return Broken(num_classes)
+
+
+def no_network(num_classes: int) -> str:
+    return "no network"

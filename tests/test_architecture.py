@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_placement import placements
+
+from placesearch.errors import InputError, PlacementError
+from placesearch.models.architecture import Architecture, Found
+from placesearch.placement import Placement
+
+TEXT = """\
+placesearch: 1
+backbone: resnet18
+num_classes: 10
+input_size: [3, 32, 32]
+placement:
+  - {site: layer4.0.bn2, block: se, reduction: 16}
+  - {site: layer3.1.bn2, block: cbam, reduction: 8, kernel_size: 7}
+found:
+  study: resnet18-digits
+  trial: 12
+  val_accuracy: 0.981
+  macs: 37212345
+  params: 11190000
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "architecture.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_file_of_the_documentation_is_read(tmp_path):
+    architecture = Architecture.load(write(tmp_path, TEXT))
+    assert str(architecture.placement) == "layer3.1.bn2=cbam(r=8,k=7) layer4.0.bn2=se(r=16)"
+    assert (architecture.stem, architecture.input_size) == ("original", (3, 32, 32))
+    assert architecture.found == Found(
+        study="resnet18-digits", trial=12, val_accuracy=0.981, macs=37212345, params=11190000
+    )
+    assert architecture.build(num_classes=100)(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+@given(placements, st.integers(1, 1000), st.sampled_from(["original", "small"]), st.integers(1, 512))
+def test_a_file_reads_back_to_the_same_architecture(tmp_path_factory, placement, classes, stem, side):
+    architecture = Architecture(
+        backbone="resnet18", stem=stem, num_classes=classes, input_size=(3, side, side), placement=placement
+    )
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    architecture.save(path)
+    assert Architecture.load(path) == architecture
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("num_classes: 10", "num_classes: 10\ncolour: red", "unknown key 'colour'"),
+        ("num_classes: 10", "num_classes: 0", "num-classes"),
+        ("num_classes: 10", "num_classes: 99999999999999999999", "num-classes"),
+        ("num_classes: 10\n", "", "num-classes"),
+        ("[3, 32, 32]", "[3, 32]", "input-size"),
+        ("[3, 32, 32]", "[3, 32, 99999999]", "input-size"),
+        ("reduction: 16", "reduction: 0", "reduction 0"),
+        ("reduction: 16", "reduction: '16'", "reduction '16'"),
+        ("reduction: 16", "reductions: 16", "the keys site, block"),
+        ("kernel_size: 7", "kernel_size: 6", "not odd"),
+        ("layer4.0.bn2", "layer3.1.bn2", "named twice"),
+        ("placesearch: 1", "placesearch: 2", "newer"),
+        ("placesearch: 1\n", "", "no architecture file"),
+        ("backbone: resnet18", "backbone: !!python/name:os.system ''", "damaged"),
+        ("backbone: resnet18", "backbone: [", "damaged"),
+        ("backbone: resnet18", "backbone: os:getcwd", "allow"),
+    ],
+)
+def test_a_file_that_is_slightly_wrong_is_refused_in_one_line(tmp_path, old, new, says):
+    with pytest.raises(InputError, match="architecture.yaml") as caught:
+        Architecture.load(write(tmp_path, TEXT.replace(old, new)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_a_file_names_is_imported_only_if_allowed(workplace):
+    text = "placesearch: 1\nbackbone: mine:tiny\nnum_classes: 10\ninput_size: [3, 32, 32]\n"
+    path = write(workplace, text)
+    with pytest.raises(InputError, match="mine:tiny"):
+        Architecture.load(path)
+    assert Architecture.load(path, allow=["mine:tiny"]).build()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_a_seed_gives_every_placement_the_same_backbone_weights():
+    def built(text, seed):
+        placement = Placement.parse(text)
+        architecture = Architecture(backbone="resnet18", num_classes=10, input_size=(3, 64, 64), placement=placement)
+        return architecture.build(seed=seed).state_dict()
+
+    plain, blocks, other = built("none", 0), built("layer4.1.bn2=se(r=16)", 0), built("none", 1)
+    assert all(torch.equal(value, blocks[name]) for name, value in plain.items())
+    assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
+
+
+def test_a_seed_leaves_the_global_random_numbers_alone():
+    architecture = Architecture(
+        backbone="resnet18", num_classes=10, input_size=(3, 64, 64), placement=Placement.parse("layer4.1.bn2=se(r=16)")
+    )
+    before = torch.get_rng_state()
+    architecture.build(seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_placement_that_the_backbone_cannot_take_is_refused():
+    architecture = Architecture(
+        backbone="resnet18", num_classes=10, input_size=(3, 64, 64), placement=Placement.parse("layer1.0.bn2=se(r=65)")
+    )
+    with pytest.raises(PlacementError, match="resnet18: site 'layer1.0.bn2' with 64 channels: reduction 65"):
+        architecture.build()

@@ -1,0 +1,84 @@
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placesearch.errors import PlacementError
+from placesearch.models.blocks import CBAM, SqueezeExcitation, make_block, sensible_settings
+from placesearch.placement import BlockSetting
+
+
+def test_se_equals_torchvision_with_copied_weights():
+    ours, theirs = SqueezeExcitation(32, reduction=4), torchvision.ops.SqueezeExcitation(32, 8)
+    with torch.no_grad():
+        for mine, other in ((ours.reduce, theirs.fc1), (ours.expand, theirs.fc2)):
+            other.weight.copy_(mine.weight[:, :, None, None])
+            other.bias.copy_(mine.bias)
+    x = torch.randn(2, 32, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_cbam_equals_the_paper_written_out_pixel_by_pixel():
+    torch.manual_seed(0)
+    block, x = CBAM(4, reduction=2, kernel_size=3), torch.randn(1, 4, 3, 3)
+    mlp = torch.nn.Sequential(block.channel.reduce, torch.nn.ReLU(), block.channel.expand)
+    mean = torch.tensor([[float(x[0, c].sum()) / 9 for c in range(4)]])
+    peak = torch.tensor([[max(x[0, c].flatten().tolist()) for c in range(4)]])
+    weighted = x * torch.sigmoid(mlp(mean) + mlp(peak)).view(1, 4, 1, 1)
+    expected = torch.empty_like(x)
+    kernel, bias = block.spatial.conv.weight[0], block.spatial.conv.bias[0]
+    for row in range(3):
+        for column in range(3):
+            total = bias.clone()
+            for dy in (-1, 0, 1):
+                for dx in (-1, 0, 1):
+                    r, c = row + dy, column + dx
+                    if 0 <= r < 3 and 0 <= c < 3:
+                        total = total + kernel[0, dy + 1, dx + 1] * weighted[0, :, r, c].mean()
+                        total = total + kernel[1, dy + 1, dx + 1] * weighted[0, :, r, c].max()
+            expected[0, :, row, column] = weighted[0, :, row, column] * torch.sigmoid(total)
+    torch.testing.assert_close(block(x), expected)
+
+
+@given(channels=st.integers(1, 300), reduction=st.integers(1, 300), half=st.integers(0, 4))
+def test_parameter_counts_follow_the_closed_form(channels, reduction, half):
+    if reduction > channels:
+        with pytest.raises(PlacementError, match=f"1..{channels}"):
+            SqueezeExcitation(channels, reduction)
+        return
+    hidden = channels // reduction
+    mlp = 2 * channels * hidden + hidden + channels
+    assert count(SqueezeExcitation(channels, reduction)) == mlp
+    assert count(CBAM(channels, reduction, 2 * half + 1)) == mlp + 2 * (2 * half + 1) ** 2 + 1
+
+
+def count(module):
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        (BlockSetting("sx", 4), BlockSetting("se", 4)),
+        (BlockSetting("se"), BlockSetting("se", 1)),
+        (BlockSetting("se", 4, 3), BlockSetting("cbam", 4, 3)),
+        (BlockSetting("cbam", 4), BlockSetting("cbam", 4, 1)),
+        (BlockSetting("se", 9), BlockSetting("se", 8)),
+    ],
+)
+def test_a_setting_that_a_block_cannot_take_is_refused(bad, good):
+    make_block(good, channels=8)
+    with pytest.raises(PlacementError):
+        make_block(bad, channels=8)
+
+
+def test_the_search_space_leaves_out_what_makes_no_sense():
+    def texts(*arguments):
+        return [str(setting) for setting in sensible_settings(*arguments)]
+
+    assert texts("se", 64, 8, [4, 8, 16], []) == ["se(r=4)", "se(r=8)", "se(r=16)"]
+    assert texts("se", 12, 8, [5, 6, 4], []) == ["se(r=5)", "se(r=4)"]  # 12 // 5 = 12 // 6
+    assert texts("se", 8, 8, [4, 16], []) == ["se(r=4)"]  # more than there are channels
+    assert texts("cbam", 8, 4, [4], [3, 7, 9]) == ["cbam(r=4,k=3)", "cbam(r=4,k=7)"]  # 9 > 2 * 4 - 1
+    assert texts("cbam", 8, 1, [4], [3, 7]) == []

@@ -1,0 +1,238 @@
+import errno
+import os
+import pty
+import resource
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import COMMAND
+
+from placesearch.cli.commands import cli
+
+TIMES = ["seconds", "latency_ms", "training_seconds"]
+TINY = ["run", "--backbone", "mine:tiny", "--input-size", "32", "--batch-size", "128", "--reductions", "2,4"]
+SLOW = [*TINY, "--epochs", "60", "--jobs", "1"]  # long enough to be met in the middle of a trial
+
+
+def table(name):
+    return pd.read_csv(Path("reports") / name / "trials.csv").drop(columns=TIMES)
+
+
+def finished_trials(name):
+    """Trials that the journal holds as ended by themselves: its records of state COMPLETE."""
+    journal = Path("studies") / name / "journal.log"
+    return journal.read_text().count('"state":1') if journal.exists() else 0
+
+
+def wait_for_trials(process, name, count):
+    deadline = time.monotonic() + 120
+    while finished_trials(name) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_ends_with_front_reports_and_best_config(call):
+    code, out, err = call(*TINY, "--epochs", "1", "--trials", "5", "--name", "s", "--jobs", "2")
+    assert (code, err) == (0, "")
+    assert "5/5" in out
+    assert "front of s" in out
+    assert "reports/s/architectures/best.yaml" in out
+    assert table("s").trial.tolist() == list(range(5))
+    assert "\x1b" not in out  # plain lines in a pipe
+
+    code, out, err = call(*TINY, "--epochs", "1", "--trials", "5", "--name", "s", "--quiet")
+    assert (code, out, err) == (0, "", "")
+
+    code, out, _ = call("studies")
+    assert code == 0
+    assert "s " in out
+
+    before = table("s")
+    Path("reports/s/trials.csv").unlink()
+    assert call("report", "s")[0] == 0
+    pd.testing.assert_frame_equal(table("s"), before)
+
+
+def test_a_study_file_is_run_and_its_code_only_if_allowed(call):
+    Path("mine.yaml").write_text("backbone: mine:tiny\ntrials: 1\nepochs: 1\ninput_size: 32\nname: s\n")
+    code, out, err = call("run", "mine.yaml")
+    assert (code, out) == (2, "")
+    assert "--allow mine:tiny" in err
+    code, out, err = call("run", "mine.yaml", "--allow", "mine:tiny", "--name", "other")
+    assert (code, err) == (0, "")
+    assert len(table("other")) == 1  # the option wins over the file
+
+
+def test_if_every_trial_fails_the_exit_code_is_1(call):
+    code, out, err = call("run", "--backbone", "mine:broken", "--input-size", "32", "--trials", "2", "--epochs", "1")
+    assert (code, err) == (1, "")
+    assert "2 of 2 trials failed; the first: the training loss became" in out
+    assert table("mine-broken-digits").state.tolist() == ["FAIL", "FAIL"]
+
+
+def test_ctrl_c_ends_soon_with_reports_and_the_same_command_goes_on(call, start):
+    process = start(*SLOW, "--trials", "4", "--name", "cut")
+    wait_for_trials(process, "cut", 2)
+    time.sleep(0.3)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - pressed < 30  # a bound for a busy machine; the closing note has the measured time
+    assert err.count("\n") == 1
+    assert "reports/cut/" in err
+    assert table("cut").trial.tolist() == list(range(finished_trials("cut")))
+    assert call(*SLOW, "--trials", "4", "--name", "cut")[0] == 0
+    assert call(*SLOW, "--trials", "4", "--name", "whole")[0] == 0
+    pd.testing.assert_frame_equal(table("cut"), table("whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_kill_9_in_mid_trial_loses_no_finished_trial(call, start, jobs):
+    command = [*TINY, "--epochs", "60", "--trials", "5", "--jobs", jobs]
+    for kills in range(3):
+        process = start(*command, "--name", "killed")
+        wait_for_trials(process, "killed", kills + 1)
+        time.sleep(0.1 * kills)
+        kept = finished_trials("killed")
+        process.kill()
+        process.wait()
+        assert finished_trials("killed") >= kept
+    code, _, err = call(*command, "--name", "killed")
+    assert (code, err) == (0, "")
+    assert call(*command, "--name", "whole")[0] == 0
+    pd.testing.assert_frame_equal(table("killed"), table("whole"))
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_process_that_began_them_is_killed(start):
+    process = start(*TINY, "--epochs", "2000", "--trials", "4", "--jobs", "2", "--name", "s")
+
+    def workers():
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes()
+                    here = (entry / "cwd").resolve() == Path.cwd()
+                except OSError:
+                    continue
+                if b"placesearch.evaluation.worker" in line and here:
+                    found.append(entry.name)
+        return found
+
+    deadline = time.monotonic() + 60
+    while len(workers()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers()) == 2
+    process.kill()
+    process.wait()
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
+    """The journal may not grow beyond a size; the write that would is torn, as on a full disk."""
+    command = [*TINY, "--epochs", "1", "--jobs", "1", "--name", "full", "--trials", "6"]
+    assert call(*command[:-1], "2")[0] == 0
+    room = Path("studies/full/journal.log").stat().st_size + 4500
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+
+    code, _, err = call(*command, preexec_fn=limit)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert os.strerror(errno.EFBIG) in err
+    kept = finished_trials("full")
+    assert kept >= 2
+    assert call(*command)[0] == 0
+    assert call(*command[:-4], "--name", "whole", "--trials", "6")[0] == 0
+    pd.testing.assert_frame_equal(table("full"), table("whole"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run"], "no backbone given"),
+        (["run", "--backbone", "resnet19"], "did you mean 'resnet18'"),
+        ([*TINY, "--data", "cifer10"], "did you mean 'cifar10'"),
+        ([*TINY, "--trials", "0"], "trials"),
+        ([*TINY, "--kernel-sizes", "4"], "not odd"),
+        ([*TINY, "--jobs", "9"], "jobs"),
+        ([*TINY, "--trails", "3"], "No such option"),
+        (["run", "nothing.yaml"], "cannot read nothing.yaml"),
+        (["report", "nothing"], "no study 'nothing'"),
+        (["run", "--backbone", "mine:tiny", "--reductions", "16"], "no site can take reduction 16"),
+        (["serach"], "No such command"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(workplace, capsys, monkeypatch, arguments, says):
+    from placesearch.cli import main
+
+    monkeypatch.setattr("sys.argv", ["placesearch", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert err.startswith("placesearch: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert not Path("studies").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the next test covers it for root too")
+def test_a_folder_that_may_not_be_written_to_gets_one_line(call, workplace):
+    workplace.chmod(0o555)
+    code, _, err = call(*TINY)
+    workplace.chmod(0o755)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_file_where_a_folder_should_be_gets_one_line(call):
+    Path("studies").write_text("in the way")
+    code, out, err = call(*TINY)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "studies" in err
+    assert Path("studies").read_text() == "in the way"
+
+
+def test_every_command_and_option_has_help():
+    for command in cli.commands.values():
+        assert command.help
+        for parameter in command.params:
+            assert parameter.param_type_name == "argument" or parameter.help
+
+
+def test_a_terminal_gets_a_live_view(workplace):
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [str(COMMAND), *TINY, "--epochs", "40", "--trials", "3", "--name", "t"],
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    seen = b""
+    while select.select([controller], [], [], 60)[0]:
+        try:
+            chunk = os.read(controller, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(controller)
+    assert process.wait(timeout=60) == 0
+    text = seen.decode()
+    for part in ("epoch ", "front so far", "/3 trials", "front of t"):
+        assert part in text

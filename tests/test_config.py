@@ -1,0 +1,72 @@
+import pytest
+
+from placesearch.config import StudyConfig, read_definition
+from placesearch.errors import InputError
+
+
+def test_lists_are_read_as_the_command_line_and_yaml_give_them():
+    config = StudyConfig(backbone="resnet18", blocks="se", reductions="4, 8", kernel_sizes=[3])
+    assert (config.blocks, config.reductions, config.kernel_sizes) == (("se",), (4, 8), (3,))
+    assert StudyConfig(**config.plain()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400), (45, 45)]
+)
+def test_durations_have_units(text, seconds):
+    assert StudyConfig(backbone="resnet18", timeout=text).timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ({"trials": 0}, {"trials": 1}),
+        ({"trials": "many"}, {"trials": "12"}),
+        ({"timeout": "soon"}, {"timeout": "10m"}),
+        ({"timeout": "0s"}, {"timeout": "1s"}),
+        ({"kernel_sizes": "4"}, {"kernel_sizes": "5"}),
+        ({"kernel_sizes": "-3"}, {"kernel_sizes": "3"}),
+        ({"reductions": "0"}, {"reductions": "1"}),
+        ({"reductions": "4,x"}, {"reductions": "4,5"}),
+        ({"reductions": "4,4"}, {"reductions": "4,8"}),
+        ({"objectives": "macs"}, {"objectives": "accuracy"}),
+        ({"objectives": "accuracy,mac"}, {"objectives": "accuracy,macs"}),
+        ({"sites": "everywhere"}, {"sites": "residual"}),
+        ({"stem": "tiny"}, {"stem": "small"}),
+        ({"name": "a/b"}, {"name": "a-b"}),
+        ({"name": "../up"}, {"name": "up"}),
+        ({"seed": -1}, {"seed": 1}),
+        ({"backbones": "resnet18"}, {}),
+    ],
+)
+def test_a_bad_value_gets_one_line_and_its_neighbour_passes(bad, good):
+    StudyConfig(backbone="resnet18", **good)
+    with pytest.raises(InputError) as caught:
+        StudyConfig(backbone="resnet18", **bad)
+    assert "\n" not in str(caught.value)
+    assert next(iter(bad)).replace("_", "-") in str(caught.value) or "backbones" in str(caught.value)
+
+
+def test_a_study_file_names_the_study(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("backbone: resnet18\nkernel-sizes: [3]\n")
+    assert read_definition(path) == {"backbone": "resnet18", "kernel_sizes": [3], "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("backbone: [", "damaged, line"),
+        ("- resnet18", "no mapping"),
+        ("backbone: resnet18\nepoch: 3\n", "did you mean 'epochs'"),
+        ("!!python/object/apply:os.system [echo]", "damaged"),
+        ("\x00", "damaged"),
+    ],
+)
+def test_a_damaged_study_file_is_refused_in_one_line(tmp_path, text, says):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="mine.yaml") as caught:
+        read_definition(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

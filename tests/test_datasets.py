@@ -1,0 +1,248 @@
+import gzip
+import pickle
+import struct
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from placesearch.errors import DataError
+from placesearch.training.datasets import SOURCES, inspect_data, load_data
+
+
+def grey(level, size=(10, 8)):
+    return Image.new("RGB", size, (level, level, level))
+
+
+def make_tree(root, splits, classes=("cat", "dog"), count=5):
+    level = 0
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                level += 1
+                grey(level).save(folder / f"{index}.png")
+    return root
+
+
+def shades(split):
+    """The grey level of each image: tells the images of `make_tree` apart."""
+    return split.images[:, 0, 0, 0].tolist()
+
+
+def test_digits_are_the_published_images_split_once_and_stratified():
+    data = load_data("digits", 32)
+    counts = {name: len(split.labels) for name, split in data.splits.items()}
+    assert sum(counts.values()) == 1797
+    assert counts["validation"] == counts["test"] == 359
+    whole = np.bincount(load_digits().target)
+    for split in data.splits.values():
+        share = torch.bincount(split.labels) / len(split.labels)
+        assert np.allclose(share, whole / whole.sum(), atol=0.01)
+    assert data.splits["train"].images.shape[1:] == (32, 32, 3)
+    assert data.splits["train"].images.dtype == torch.uint8
+    assert not data.flip
+
+
+def test_no_digit_is_in_two_splits_and_the_split_is_fixed():
+    data, again = load_data("digits", 32), load_data("digits", 32)
+    seen = {}
+    for name, split in data.splits.items():
+        assert torch.equal(split.images, again.splits[name].images)
+        for image in split.images:
+            assert seen.setdefault(image.numpy().tobytes(), name) == name
+    assert len(seen) == len({image.tobytes() for image in load_digits().images})
+
+
+def test_digits_at_another_size_are_the_same_images():
+    small, large = load_data("digits", 32).splits["train"], load_data("digits", 64).splits["train"]
+    assert large.images.shape[1:3] == (64, 64)
+    assert torch.equal(small.labels, large.labels)
+    difference = small.images.float().mean((1, 2, 3)) - large.images.float().mean((1, 2, 3))
+    assert difference.abs().max() < 2
+
+
+def test_a_tree_with_all_three_splits_is_taken_as_it_is(tmp_path):
+    data = load_data(str(make_tree(tmp_path, ["train", "val", "test"])), 8)
+    assert data.classes == ("cat", "dog")
+    assert shades(data.splits["train"]) == list(range(1, 11))
+    assert shades(data.splits["validation"]) == list(range(11, 21))
+    assert shades(data.splits["test"]) == list(range(21, 31))
+    assert data.splits["test"].labels.tolist() == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "val"], ["train", "test"], ["."]])
+def test_a_missing_split_is_cut_from_train_from_every_class(tmp_path, splits):
+    data = load_data(str(make_tree(tmp_path, splits, count=10)), 8)
+    every = [level for split in data.splits.values() for level in shades(split)]
+    assert sorted(every) == list(range(1, 20 * len(splits) + 1))
+    missing = {"validation", "test"} - {{"val": "validation"}.get(name, name) for name in splits}
+    for name in missing:
+        assert torch.bincount(data.splits[name].labels).tolist() == [2, 2]
+
+
+def test_images_are_resized_by_their_shorter_side_and_cropped_in_the_middle(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            picture = Image.new("RGB", (40, 20), "black")
+            picture.paste((255, 255, 255), (10, 0, 30, 20))
+            picture.save(tmp_path / name / f"{index}.png")
+    images = load_data(str(tmp_path), 10).splits["train"].images
+    assert images.shape[1:] == (10, 10, 3)
+    assert images.float().mean() > 240
+
+
+def test_the_native_side_is_known_without_loading(tmp_path):
+    assert inspect_data("digits") == (10, 32)
+    assert inspect_data("cifar100") == (100, 32)
+    assert inspect_data(str(make_tree(tmp_path, ["train"]))) == (2, 8)
+
+
+@pytest.mark.parametrize("spec", ["cifra10", "no/such/folder"])
+def test_an_unknown_data_set_gets_one_line(spec):
+    for reading in (lambda: inspect_data(spec), lambda: load_data(spec, 32)):
+        with pytest.raises(DataError, match="known: digits") as caught:
+            reading()
+        assert "\n" not in str(caught.value)
+
+
+def test_unusable_folders_get_one_line(tmp_path):
+    def refused(says):
+        with pytest.raises(DataError, match=says) as caught:
+            load_data(str(tmp_path), 8)
+        assert "\n" not in str(caught.value)
+
+    refused("two or more classes; found none")
+    (tmp_path / "cat").mkdir()
+    grey(1).save(tmp_path / "cat" / "1.png")
+    refused("found only 'cat'")
+    (tmp_path / "dog").mkdir()
+    refused("dog holds no images")
+    for index in range(4):
+        grey(index).save(tmp_path / "dog" / f"{index}.png")
+    refused("class 'cat' has too few images")
+    for index in range(4):
+        grey(index).save(tmp_path / "cat" / f"{index}.png")
+    load_data(str(tmp_path), 8)
+    (tmp_path / "cat" / "0.png").write_bytes(b"no picture")
+    refused("cannot read image .*0.png")
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path):
+    make_tree(tmp_path, ["train"])
+    make_tree(tmp_path, ["test"], classes=("cat", "dog", "owl"))
+    with pytest.raises(DataError, match="'owl'"):
+        load_data(str(tmp_path), 8)
+
+
+def write_cifar10(root, per_batch):
+    """Write a CIFAR-10 of a few random images, in the format of its authors."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        batch = {
+            "data": random.integers(0, 256, (per_batch, 3072), dtype=np.uint8),
+            "labels": [index % 10 for index in range(per_batch)],
+        }
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(label) for label in range(10)]}))
+
+
+def test_a_local_copy_of_cifar10_is_read_by_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACESEARCH_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    write_cifar10(tmp_path, per_batch=40)
+    data = load_data("cifar10", 32)
+    assert {name: len(split.labels) for name, split in data.splits.items()} == {
+        "train": 160, "validation": 40, "test": 40
+    }  # fmt: skip
+    first = pickle.loads((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())  # noqa: S301 - made right here
+    assert data.splits["test"].images[0, 0, 0].tolist() == first["data"][0].reshape(3, 32, 32)[:, 0, 0].tolist()
+
+
+def test_the_download_goes_through_torchvision(tmp_path, monkeypatch, serve):
+    """torchvision's own download and unpacking, from a server on this machine instead of the authors'."""
+    write_cifar10(tmp_path / "source", per_batch=10)
+    archive = tmp_path / "cifar.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "source" / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setenv("PLACESEARCH_DATA", str(tmp_path / "data"))
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "url", f"{serve(tmp_path)}/{archive.name}")
+    monkeypatch.setattr(kind, "filename", archive.name)
+    monkeypatch.setattr(kind, "tgz_md5", None)
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, name, [[file, None] for file, _ in getattr(kind, name)])
+    assert len(load_data("cifar10", 32).splits["test"].labels) == 10
+    assert (tmp_path / "data" / "cifar-10-batches-py" / "test_batch").exists()
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder over HTTP on this machine and return its address."""
+    running = []
+
+    def begin(folder):
+        handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield begin
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_grey_data_set_becomes_rgb(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACESEARCH_DATA", str(tmp_path))
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 50), ("t10k", 20)):
+        pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = raw / f"{part}-images-idx3-ubyte"
+        images.write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(b""))
+    data = load_data("fashion_mnist", 28)
+    assert data.splits["test"].images.shape == (20, 28, 28, 3)
+    assert torch.equal(data.splits["test"].images[..., 0], data.splits["test"].images[..., 2])
+    assert (
+        data.splits["test"].images[0, :, :, 1].numpy().tobytes()
+        == (raw / "t10k-images-idx3-ubyte").read_bytes()[16:800]
+    )
+
+
+def test_without_a_network_one_line_says_how_to_point_at_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACESEARCH_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/nothing-listens-here.tar.gz")
+    with pytest.raises(DataError, match="PLACESEARCH_DATA") as caught:
+        load_data("cifar10", 32)
+    assert "--data PATH" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_named_source_tells_its_classes_and_side():
+    assert all(source.classes >= 10 and source.side >= 28 for source in SOURCES.values())
+
+
+def test_a_tree_that_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
+    make_tree(tmp_path, ["train"])
+    monkeypatch.setattr("os.sysconf", lambda name: 10)
+    with pytest.raises(DataError, match="--input-size"):
+        load_data(str(tmp_path), 8)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from networks import Broken, Tiny
+from torch import nn
+
+from placesearch.errors import TrainingError
+from placesearch.models.insertion import insert
+from placesearch.placement import Placement
+from placesearch.training.datasets import Data, Split, load_data
+from placesearch.training.loop import Protocol, Trainer, pick_device, pick_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", 32)
+
+
+def protocol(**changes):
+    return Protocol(**{"epochs": 1, "batch_size": 64, "learning_rate": 0.05, "seed": 0, "precision": "fp32", **changes})
+
+
+def trained(digits, model, **changes):
+    trainer = Trainer(digits, protocol(**changes), CPU)
+    for _ in trainer.train(model):
+        pass
+    return trainer.validate(model)
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return Tiny(10)
+
+
+def test_training_learns_the_digits(digits):
+    assert trained(digits, tiny(), epochs=4)[0] > 0.5  # chance is 0.1
+
+
+def test_the_same_seed_gives_the_same_score_to_the_last_bit(digits):
+    first = trained(digits, tiny())
+    torch.randn(100)  # what ran before does not matter
+    second = trained(digits, tiny())
+    assert first == second
+    assert trained(digits, tiny(), seed=1) != first
+
+
+def test_every_candidate_sees_the_same_batches_and_augmentations(digits):
+    class Watching(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.seen = inner, []
+
+        def forward(self, x):
+            if self.training:
+                self.seen.append(x.clone())
+            return self.inner(x)
+
+    plain = Watching(tiny())
+    other = Watching(insert(tiny(), Placement.parse("unit1.bn2=cbam(r=2,k=3)"), input_size=(3, 32, 32)))
+    trained(digits, plain)
+    trained(digits, other)
+    assert len(plain.seen) == 1079 // 64
+    assert all(torch.equal(a, b) for a, b in zip(plain.seen, other.seen, strict=True))
+
+
+def test_an_epoch_shows_every_image_at_most_once(digits):
+    trainer = Trainer(digits, protocol(), CPU)
+    order = torch.cat(list(trainer._batches(torch.Generator().manual_seed(0))))
+    assert len(order) == len(order.unique()) == 1079 // 64 * 64
+
+
+def ramp(flip):
+    """A data set in which each pixel says where it came from."""
+    pixels = (torch.arange(32)[:, None] * 5 + torch.arange(32)[None, :]).to(torch.uint8)
+    images = pixels[None, :, :, None].repeat(256, 1, 1, 3)
+    split = Split(images, torch.arange(256) % 2)
+    return Data({"train": split, "validation": split, "test": split}, ("a", "b"), flip)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(flip):
+    trainer = Trainer(ramp(flip), protocol(), CPU)
+    images = trainer._augmented(trainer.train_split.images, torch.arange(256), torch.Generator().manual_seed(0))
+    bytes_ = (images / trainer.scale[:, None, None] + trainer.mean[:, None, None]) * 255
+    middle = bytes_[:, 0, 4:-4, 4:-4].round()
+    across = (middle[:, :, 1:] - middle[:, :, :-1]).flatten(1)
+    assert ((across == 1).all(1) | (across == -1).all(1)).all()
+    mirrored = (across == -1).all(1).float().mean()
+    assert (0.35 < mirrored < 0.65) if flip else mirrored == 0
+    straight = middle[(across == 1).all(1)]
+    shifts = straight[:, 0, 0] - (4 * 5 + 4)
+    assert set(shifts.int().tolist()) == {5 * dy + dx for dy in range(-2, 3) for dx in range(-2, 3)}
+
+
+def test_validation_is_over_every_image_without_augmentation(digits):
+    model = tiny().eval()
+    trainer = Trainer(digits, protocol(), CPU)
+    accuracy, loss = trainer.validate(model)
+    split = digits.splits["validation"]
+    with torch.no_grad():
+        logits = model(trainer._normalised(split.images))
+    assert accuracy == (logits.argmax(1) == split.labels).sum().item() / 359
+    assert loss == pytest.approx(nn.functional.cross_entropy(logits, split.labels).item(), rel=1e-5)
+
+
+def test_the_test_split_is_never_touched(digits):
+    class Untouchable(dict):
+        def __getitem__(self, name):
+            assert name != "test"
+            return super().__getitem__(name)
+
+    guarded = Data(Untouchable(digits.splits), digits.classes, digits.flip)
+    trained(guarded, tiny())
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_when(digits):
+    with pytest.raises(TrainingError, match="epoch 1 of 3"):
+        trained(digits, Broken(10), epochs=3)
+
+
+def test_a_validation_loss_that_is_not_finite_is_an_error(digits):
+    model = tiny()
+    model.head.bias.data[0] = float("nan")
+    with pytest.raises(TrainingError, match="validation loss is nan"):
+        Trainer(digits, protocol(), CPU).validate(model)
+
+
+def test_a_train_split_smaller_than_a_batch_is_one_batch(digits):
+    assert Trainer(digits, protocol(batch_size=5000, epochs=3), CPU).steps == 3
+
+
+def test_devices_are_checked():
+    assert pick_device("cpu") == CPU
+    assert pick_precision(CPU) == "fp32"
+    with pytest.raises(ValueError, match="no device 'quantum'"):
+        pick_device("quantum")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_score_twice(digits):
+    device = pick_device("cuda")
+    scores = []
+    for _ in range(2):
+        trainer = Trainer(digits, protocol(precision=pick_precision(device), epochs=4), device)
+        model = tiny()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            for _ in trainer.train(model):
+                pass
+            scores.append(trainer.validate(model))
+    assert scores[0] == scores[1]
+    assert scores[0][0] > 0.5

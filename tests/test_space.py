@@ -1,0 +1,69 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placesearch.errors import InputError
+from placesearch.models.sites import Site, find_sites
+from placesearch.placement import Placement
+from placesearch.search.space import make_space, reference_placements
+
+SMALL = Site("a", frozenset({"residual"}), 8, 1, 1)
+LARGE = Site("b", frozenset({"residual"}), 64, 8, 8)
+
+
+def test_each_site_has_one_flat_choice():
+    space = make_space([LARGE], ["se", "cbam"], [4, 16], [3, 7])
+    assert space.choices["b"] == (
+        "none", "se(r=4)", "se(r=16)", "cbam(r=4,k=3)", "cbam(r=4,k=7)", "cbam(r=16,k=3)", "cbam(r=16,k=7)"
+    )  # fmt: skip
+    assert space.size == 7
+
+
+def test_a_site_that_can_take_nothing_is_left_out():
+    assert set(make_space([SMALL, LARGE], ["cbam"], [4], [3]).choices) == {"b"}
+
+
+@given(st.data())
+def test_choices_and_placements_stand_for_each_other(data):
+    space = make_space([SMALL, LARGE], ["se", "cbam"], [2, 4], [3])
+    chosen = {site: data.draw(st.sampled_from(texts)) for site, texts in space.choices.items()}
+    assert space.chosen(space.placement(chosen)) == chosen
+
+
+def test_a_placement_outside_of_the_space_has_no_choices():
+    space = make_space([LARGE], ["se"], [4], [3])
+    assert space.chosen(Placement.parse("b=se(r=8)")) is None
+    assert space.chosen(Placement.parse("c=se(r=4)")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((["se"], [65], [3]), "no site can take reduction 65; the sites have up to 64 channels"),
+        ((["se", "sbam"], [4], [3]), "did you mean 'cbam'"),
+        ((["se", "cbam"], [4], [17]), "no site can take block 'cbam' with kernel sizes 17"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(arguments, says):
+    make_space([LARGE], ["se", "cbam"], [64], [15])
+    with pytest.raises(InputError) as caught:
+        make_space([LARGE], *arguments)
+    assert says in str(caught.value)
+
+
+def test_the_references_of_resnet18_are_the_four_of_the_literature():
+    references = reference_placements(find_sites("resnet18", (3, 97, 97)))
+    assert list(references) == ["plain", "se-everywhere", "cbam-everywhere", "cbam-last-stage"]
+    sites = [f"layer{i}.{j}.bn2" for i in range(1, 5) for j in range(2)]
+    assert str(references["plain"]) == "none"
+    assert str(references["se-everywhere"]) == " ".join(f"{site}=se(r=16)" for site in sites)
+    assert str(references["cbam-everywhere"]) == " ".join(f"{site}=cbam(r=16,k=7)" for site in sites)
+    assert str(references["cbam-last-stage"]) == " ".join(f"{site}=cbam(r=16,k=7)" for site in sites[-2:])
+
+
+def test_a_reference_takes_the_nearest_legal_setting():
+    assert str(reference_placements([SMALL])["se-everywhere"]) == "a=se(r=8)"
+
+
+def test_equal_references_appear_once_under_both_names():
+    assert list(reference_placements([LARGE])) == ["plain", "se-everywhere", "cbam-everywhere cbam-last-stage"]

@@ -1,0 +1,226 @@
+import io
+
+import pandas as pd
+import pytest
+import torch
+
+import placesearch as ps
+from placesearch.errors import InputError, StudyError
+from placesearch.records import StepEnded, StudyBegan, TrialBegan, TrialEnded
+
+TIMES = ["seconds", "latency_ms", "training_seconds"]
+
+
+def config(**changes):
+    values = {"backbone": "mine:tiny", "trials": 6, "epochs": 1, "batch_size": 128, "input_size": 32}
+    values |= {"reductions": (2, 4), "jobs": 1}
+    return ps.StudyConfig(**{**values, **changes})
+
+
+def test_a_study_writes_everything_that_the_documentation_names(workplace):
+    study = ps.run(config(name="s"))
+    assert [record.reference for record in study.records[:3]] == [
+        "plain", "se-everywhere", "cbam-everywhere cbam-last-stage"
+    ]  # fmt: skip
+    folder = workplace / "reports" / "s"
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials.trial.tolist() == list(range(6))
+    assert set(trials.state) == {"COMPLETE"}
+    assert trials.placement.is_unique
+    assert trials.equals(pd.read_csv(io.StringIO(study.trials_frame().to_csv(index=False))))
+    front = pd.read_csv(folder / "front.csv")
+    assert set(front.trial) <= set(trials.trial)
+    assert (folder / "summary.md").exists()
+    assert (workplace / "studies" / "s" / "journal.log").exists()
+    assert study.best == ps.Architecture.load(folder / "architectures" / "best.yaml", allow=["mine:tiny"])
+
+
+def test_every_config_rebuilds_the_model_with_the_recorded_costs(workplace):
+    study = ps.run(config(name="s"))
+    for path in (workplace / "reports" / "s" / "architectures").glob("*.yaml"):
+        architecture = ps.Architecture.load(path, allow=["mine:tiny"])
+        model = architecture.build()
+        assert type(model).__module__ == "mine"
+        assert ps.profile(model, architecture.input_size) == ps.Cost(architecture.found.macs, architecture.found.params)
+        assert sum(weight.numel() for weight in model.parameters()) == architecture.found.params
+        record = study.records[architecture.found.trial]
+        assert (record.placement, record.val_accuracy) == (architecture.placement, architecture.found.val_accuracy)
+
+
+def test_two_runs_and_an_interrupted_one_give_the_same_table(workplace):
+    tables = [ps.run(config(name="one")).trials_frame(), ps.run(config(name="two")).trials_frame()]
+    ps.run(config(name="three", trials=2))
+    ps.run(config(name="three", trials=3))
+    tables.append(ps.run(config(name="three")).trials_frame())
+    first = tables[0].drop(columns=TIMES)
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table.drop(columns=TIMES), first)
+    other = ps.run(config(name="four", seed=1, trials=1)).trials_frame()
+    assert other.val_loss[0] != first.val_loss[0]
+
+
+def test_an_interrupt_writes_the_reports_and_the_same_command_goes_on(workplace):
+    whole = ps.run(config(name="whole")).trials_frame()
+
+    def interrupt(event):
+        if isinstance(event, StepEnded) and event.trial == 3 and event.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="reports"):
+        ps.run(config(name="s"), watch=interrupt)
+    assert pd.read_csv(workplace / "reports" / "s" / "trials.csv").trial.tolist() == [0, 1, 2]
+    table = ps.run(config(name="s")).trials_frame()
+    pd.testing.assert_frame_equal(table.drop(columns=TIMES), whole.drop(columns=TIMES))
+
+
+def test_events_tell_the_course_of_a_study(workplace):
+    events = []
+    ps.run(config(name="s", trials=2, epochs=2), watch=events.append)
+    assert isinstance(events[0], StudyBegan)
+    assert [event.task.trial for event in events if isinstance(event, TrialBegan)] == [0, 1]
+    assert [event.record.trial for event in events if isinstance(event, TrialEnded)] == [0, 1]
+    steps = [event for event in events if isinstance(event, StepEnded) and event.trial == 0]
+    assert [event.step for event in steps] == list(range(1, steps[0].steps + 1))
+    assert [event.epoch for event in steps] == [1] * (len(steps) // 2) + [2] * (len(steps) // 2)
+
+
+def test_a_training_that_becomes_nan_fails_its_trial_and_the_search_goes_on(workplace):
+    study = ps.run(config(name="s", backbone="mine:fragile", trials=8))
+    failed = [record for record in study.records if record.state == "FAIL"]
+    for record in study.records:
+        assert (record.state == "FAIL") == ("unit1.bn2" in record.placement)
+    assert failed
+    for record in failed:
+        assert record.error == "the training loss became nan in epoch 1 of 1"
+        assert (record.val_accuracy, record.val_loss) == (None, None)
+        assert record.macs > 0
+    assert not {record.trial for record in failed} & {record.trial for record in study.front}
+    assert len(study.records) == 8
+
+
+def test_a_study_in_which_everything_fails_has_no_front(workplace):
+    study = ps.run(config(name="s", backbone="mine:broken", trials=2))
+    assert [record.state for record in study.records] == ["FAIL", "FAIL"]
+    assert (study.front, study.best) == ([], None)
+    assert pd.read_csv(workplace / "reports" / "s" / "trials.csv").val_accuracy.isna().all()
+
+
+def test_another_study_under_the_same_name_is_refused_with_the_difference(workplace):
+    ps.run(config(name="s", trials=1))
+    before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    with pytest.raises(StudyError, match=r"epochs 1 -> 2; seed 0 -> 3.*--name"):
+        ps.run(config(name="s", epochs=2, seed=3))
+    with pytest.raises(StudyError, match=r"reductions 2,4 -> 4"):
+        ps.run(config(name="s", reductions=(4,)))
+    assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
+    assert len(ps.run(config(name="s", trials=2, timeout="1h", device="cpu")).records) == 2
+
+
+def test_a_backbone_that_changed_under_its_name_is_refused(workplace):
+    import mine
+
+    ps.run(config(name="s", trials=1))
+    mine.Unit = lambda channels, unit=mine.Unit: mine.nn.Sequential(unit(channels))
+    with pytest.raises(StudyError, match=r"site unit1.bn2 8x4x4 -> None"):
+        ps.run(config(name="s", trials=2))
+
+
+def test_data_that_changed_under_their_path_are_refused(workplace):
+    from test_datasets import grey, make_tree
+
+    make_tree(workplace / "tree", ["train"], count=10)
+    ps.run(config(name="s", trials=1, data="tree"))
+    grey(3).save(workplace / "tree" / "train" / "cat" / "more.png")
+    with pytest.raises(StudyError, match="train images 12 -> 13"):
+        ps.run(config(name="s", trials=2, data="tree"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "study.yaml").write_text("config: ["), "study.yaml is damaged"),
+        (lambda folder: (folder / "study.yaml").write_text("placesearch: 1\n"), "study.yaml is damaged"),
+        (lambda folder: (folder / "study.yaml").write_text("placesearch: 9\n"), "newer"),
+        (lambda folder: (folder / "study.yaml").unlink(), "study.yaml is missing"),
+        (lambda folder: (folder / "journal.log").write_text("x\n" * 3), "journal.log is damaged in line 1"),
+    ],
+)
+def test_a_damaged_study_is_refused_and_nothing_is_written_over(workplace, damage, says):
+    ps.run(config(name="s", trials=1))
+    damage(workplace / "studies" / "s")
+    before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        ps.run(config(name="s", trials=2))
+    assert says in str(caught.value)
+    assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
+
+
+def test_a_study_that_is_being_run_is_refused(workplace):
+    def meddle(event):
+        if isinstance(event, TrialBegan):
+            with pytest.raises(StudyError, match="another process"):
+                ps.run(config(name="s"))
+
+    ps.run(config(name="s", trials=1), watch=meddle)
+
+
+def test_bad_input_leaves_no_trace(workplace):
+    before = sorted(workplace.iterdir())
+    for changes in (
+        {"backbone": "resnet19"},
+        {"data": "nothing"},
+        {"reductions": (99,)},
+        {"sampler": "best"},
+        {"device": "x"},
+    ):
+        with pytest.raises(InputError):
+            ps.run(config(**changes))
+    assert [path for path in sorted(workplace.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_a_timeout_of_an_instant_runs_nothing_and_a_new_run_goes_on(workplace):
+    study = ps.run(config(name="s", trials=2, timeout=1e-9))
+    assert (study.records, study.ended) == ((), "stopped before 1e-09 s were over; the same command goes on")
+    assert len(ps.run(config(name="s", trials=2)).records) == 2
+
+
+def test_a_loaded_study_equals_the_one_that_was_run(workplace):
+    study = ps.run(config(name="s", trials=2))
+    loaded = ps.load_study("s")
+    assert (loaded.subject, loaded.records) == (study.subject, study.records)
+    with pytest.raises(StudyError, match="there are: s"):
+        ps.load_study("t")
+
+
+def test_the_default_for_digits_is_the_smallest_input_with_a_map_of_four_pixels(workplace):
+    from placesearch.definition import prepare
+
+    cpu = torch.device("cpu")
+    for stem, side in (("original", 97), ("small", 32)):
+        definition, _, _ = prepare(ps.StudyConfig(backbone="resnet18", stem=stem), cpu)
+        assert definition.input_size == (3, side, side)
+    assert definition.name == "resnet18-digits"
+    assert (definition.config.trials, definition.config.timeout) == (8, 300.0)
+
+
+def test_a_last_map_that_is_too_small_is_told_with_the_two_ways_out(workplace):
+    events = []
+    ps.run(config(name="s", backbone="resnet18", trials=1, input_size=32, timeout=1e-9), watch=events.append)
+    note = next(line for line in events[0].lines if line.startswith("note"))
+    assert "--stem small" in note
+    assert "--input-size" in note
+
+
+def test_the_threads_of_a_trial_are_fixed_and_given_back(workplace):
+    before = torch.get_num_threads()
+    during = set()
+
+    def note(event):
+        if isinstance(event, StepEnded):
+            during.add(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    ps.run(config(name="s", trials=1), watch=note)
+    assert during == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

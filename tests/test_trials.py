@@ -1,0 +1,184 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from placesearch.errors import InputError
+from placesearch.models.sites import Site
+from placesearch.placement import Placement
+from placesearch.records import TrialRecord
+from placesearch.search.samplers import SAMPLERS, derived_seed
+from placesearch.search.space import make_space, reference_placements
+from placesearch.search.trials import Trials
+
+OBJECTIVES = ("accuracy", "macs", "params")
+SITES = [Site(name, frozenset({"residual"}), 16, 8, 8) for name in ("a", "b", "c")]
+SPACE = make_space(SITES, ["se", "cbam"], [4, 16], [3])
+REFERENCES = reference_placements(SITES)
+
+
+def opened(folder, sampler="tpe", seed=0, space=SPACE):
+    trials = Trials(folder / "journal.log", "s", OBJECTIVES)
+    trials.begin(space, REFERENCES, sampler, seed)
+    return trials
+
+
+def finished(asked):
+    """A result that depends on the placement alone."""
+    size = len(str(asked.placement))
+    return TrialRecord(
+        trial=asked.trial, state="COMPLETE", placement=asked.placement, reference=asked.reference,
+        val_accuracy=derived_seed(size) / 2**32, val_loss=1.0, macs=size, params=2 * size, epochs=1, seconds=1.0,
+        seed=0,
+    )  # fmt: skip
+
+
+def go_on(trials, count):
+    for _ in range(count):
+        trials.complete(finished(trials.ask()))
+    return [(record.trial, str(record.placement)) for record in trials.records()]
+
+
+def test_references_come_first_and_those_outside_of_the_space_keep_their_text(tmp_path):
+    trials = opened(tmp_path)
+    go_on(trials, 4)
+    records = trials.records()
+    assert [record.reference for record in records] == [*REFERENCES, None]
+    assert [record.placement for record in records[:3]] == list(REFERENCES.values())
+    assert SPACE.chosen(REFERENCES["plain"]) is not None
+    assert SPACE.chosen(records[2].placement) is None  # k=7 is not among the choices
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_interrupted_study_gets_the_suggestions_of_one_that_was_not(tmp_path, sampler):
+    for name in ("whole", "pieces"):
+        (tmp_path / name).mkdir()
+    whole = go_on(opened(tmp_path / "whole", sampler), 24)
+    for count in (1, 2, 9, 12):
+        pieces = go_on(opened(tmp_path / "pieces", sampler), count)
+    assert pieces == whole
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_placement_is_suggested_twice_and_the_search_ends_when_all_were_tried(tmp_path, sampler):
+    space = make_space(SITES[:2], ["se"], [4, 16], [3])
+    trials = opened(tmp_path, sampler, space=space)
+    while (asked := trials.ask()) is not None:
+        trials.complete(finished(asked))
+    texts = [str(record.placement) for record in trials.records()]
+    assert len(set(texts)) == len(texts)
+    everything = {
+        str(space.placement(dict(zip("ab", c, strict=True)))) for c in itertools.product(*space.choices.values())
+    }
+    assert set(texts) == everything | {str(placement) for placement in REFERENCES.values()}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_suggestions_do_not_depend_on_how_many_trials_run_at_a_time(tmp_path, sampler):
+    """Eight at a time, ending in reverse order, against one at a time."""
+    for name in ("one", "eight"):
+        (tmp_path / name).mkdir()
+    one = go_on(opened(tmp_path / "one", sampler), 30)
+    trials, running = opened(tmp_path / "eight", sampler), []
+    while len(trials.records()) < 30:
+        while len(running) < 8 and not trials.must_wait() and len(trials.records()) + len(running) < 30:
+            running.append(trials.ask())
+        trials.complete(finished(running.pop()))
+    assert [(record.trial, str(record.placement)) for record in trials.records()] == one
+
+
+def test_the_sampler_learns_from_the_trials_that_it_may_see(tmp_path):
+    """TPE leaves its random start behind; so what earlier trials scored has to make a difference."""
+    texts = []
+    for name, sign in (("up", 1), ("down", -1)):
+        (tmp_path / name).mkdir()
+        trials = opened(tmp_path / name)
+        for _ in range(40):
+            asked = trials.ask()
+            accuracy = 0.5 + 0.1 * sign * len(asked.placement)
+            trials.complete(replace(finished(asked), val_accuracy=accuracy, macs=1, params=1))
+        texts.append([len(record.placement) for record in trials.records()[20:]])
+    assert sum(texts[0]) > sum(texts[1]) + 5
+
+
+def test_seeds_differ(tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    assert go_on(opened(tmp_path / "0", seed=0), 8) != go_on(opened(tmp_path / "1", seed=1), 8)
+
+
+def test_a_lost_trial_is_asked_again_under_its_position(tmp_path):
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+    whole = go_on(opened(tmp_path / "whole"), 8)
+    trials = opened(tmp_path / "lost")
+    go_on(trials, 5)
+    lost = trials.ask()  # and the process dies
+    again = opened(tmp_path / "lost")
+    assert len(again.records()) == 5
+    assert again.ask() == lost
+    again.complete(finished(lost))
+    assert go_on(again, 2) == whole
+
+
+def test_a_trial_lost_at_any_write_is_asked_again_with_the_same_placement(tmp_path):
+    """Cut the journal after every single record that asking writes."""
+    trials = opened(tmp_path)
+    go_on(trials, 4)
+    path = tmp_path / "journal.log"
+    before = path.read_bytes()
+    asked = trials.ask()
+    lines = path.read_bytes()[len(before) :].splitlines(keepends=True)
+    assert len(lines) >= 4
+    for count in range(len(lines) + 1):
+        path.write_bytes(before + b"".join(lines[:count]))
+        again = opened(tmp_path)
+        assert again.ask() == asked
+        assert len(again.records()) == 4
+
+
+def test_a_lost_reference_is_asked_again(tmp_path):
+    asked = opened(tmp_path).ask()
+    path = tmp_path / "journal.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines) + 1):
+        path.write_bytes(b"".join(lines[:count]))
+        assert opened(tmp_path).ask() == asked
+
+
+def test_what_is_stored_reads_back_equal(tmp_path):
+    trials = opened(tmp_path)
+    record = finished(trials.ask())
+    trials.complete(record)
+    asked = trials.ask()
+    failed = TrialRecord(
+        trial=asked.trial, state="FAIL", placement=asked.placement, reference=asked.reference, error="it broke", seed=0
+    )
+    trials.complete(failed)
+    assert opened(tmp_path).records() == [record, failed]
+
+
+def test_a_failed_trial_is_not_tried_again(tmp_path):
+    trials = opened(tmp_path)
+    for _ in range(12):
+        asked = trials.ask()
+        trials.complete(TrialRecord(trial=asked.trial, state="FAIL", placement=asked.placement, error="it broke"))
+    assert len({record.placement for record in trials.records()}) == 12
+
+
+def test_objectives_have_their_directions(tmp_path):
+    import optuna
+
+    trials = opened(tmp_path)
+    go_on(trials, 1)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.load_study(storage=storage, study_name="s")
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    record = trials.records()[0]
+    assert study.trials[0].values == [record.val_accuracy, record.macs, record.params]
+    assert study.trials[0].params == SPACE.chosen(Placement())
+
+
+def test_an_unknown_sampler_is_refused(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'random'"):
+        opened(tmp_path, "randm")
