@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from placesearch.errors import InputError, did_you_mean
 from placesearch.records import DIRECTIONS
 
-KINDS = ("residual",)
-"""Kinds of sites that a search can use."""
+KINDS = ("residual", "block", "stage", "last", "head")
+"""Every kind of site; `placesearch.models.sites.find_sites` says what they are."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -12,13 +12,15 @@ import torch
 import yaml
 from torch import nn
 
-from placesearch.config import RUN_FIELDS, StudyConfig, read_yaml
+from placesearch.config import KINDS, RUN_FIELDS, StudyConfig, read_yaml
 from placesearch.errors import BackboneError, StudyError
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
-from placesearch.models.sites import InputSize, Site, find_sites, last_map
+from placesearch.models.graph import InputSize
+from placesearch.models.sites import find_sites, last_map
+from placesearch.placement import Placement
 from placesearch.reporting.writing import Subject
-from placesearch.search.space import SearchSpace, make_space
+from placesearch.search.space import SearchSpace, make_space, reference_placements
 from placesearch.training.datasets import SPLITS, inspect_data
 from placesearch.training.loop import Protocol, pick_precision
 
@@ -28,7 +30,7 @@ SMALLEST_MAP = 4
 """A last feature map with a shorter side below this many pixels leaves spatial attention nothing to look at."""
 
 DIGITS = {"epochs": 1, "batch_size": 8}
-DIGITS_TRIALS, DIGITS_TIMEOUT = 8, 300.0
+DIGITS_TRIALS, DIGITS_TIMEOUT = 10, 300.0
 DEFAULTS = {"epochs": 5, "batch_size": 128}
 DEFAULT_TRIALS = 50
 """Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
@@ -143,7 +145,7 @@ class Definition:
         return lines
 
 
-def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, list[Site], SearchSpace]:
+def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, SearchSpace, dict[str, Placement]]:
     """Fill in every default and look at backbone and data; nothing is written.
 
     A study of this name that exists keeps its protocol and versions.
@@ -153,7 +155,7 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, list
         device: Where candidates will be trained.
 
     Returns:
-        The definition, still without the sizes of the splits; the sites of the kinds asked for; the search space.
+        The definition, still without the sizes of the splits; the search space; the references by name.
 
     Raises:
         InputError: If something cannot be used, or the study of this name has other settings.
@@ -174,10 +176,14 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, list
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)
     input_size = (3, side, side)
-    sites = [site for site in find_sites(backbone, input_size) if site.kinds & set(config.sites)]
+    every = find_sites(backbone, input_size)
+    if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
+        config = config.model_copy(update={"sites": ("block",)})
+    sites = [site for site in every if site.kinds & set(config.sites)]
     if not sites:
+        there = [kind for kind in KINDS if any(kind in site.kinds for site in every)]
         raise BackboneError(
-            f"{config.backbone} has no sites of kind {', '.join(config.sites)}; no addition of a skip path was found"
+            f"{config.backbone} has no sites of kind {', '.join(config.sites)}; it has: {', '.join(there) or 'none'}"
         )
     if "reductions" not in config.model_fields_set:
         most = max(site.channels for site in sites)
@@ -199,7 +205,7 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, list
         stored = read_definition_of(definition.name)
         definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
         _refuse_difference(stored, definition, without_splits=True)
-    return definition, sites, space
+    return definition, space, reference_placements(every)
 
 
 def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:

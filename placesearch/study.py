@@ -25,7 +25,6 @@ from placesearch.records import Event, StudyBegan, TrialBegan, TrialEnded, Trial
 from placesearch.reporting.tables import front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.samplers import LAG, sampler_named
-from placesearch.search.space import reference_placements
 from placesearch.search.trials import Trials
 from placesearch.training.datasets import SPLITS, load_data
 from placesearch.training.loop import pick_device
@@ -142,7 +141,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     watch = watch or _nobody
     device = _device(config.device)
     sampler_named(config.sampler)
-    definition, sites, space = prepare(config, device)
+    definition, space, references = prepare(config, device)
     config = definition.config
     data = load_data(config.data, definition.input_size[1])
     definition = definition.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
@@ -150,7 +149,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
-        trials.begin(space, reference_placements(sites), config.sampler, config.seed)
+        trials.begin(space, references, config.sampler, config.seed)
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
         watch(

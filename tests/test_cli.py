@@ -70,12 +70,26 @@ def test_a_study_file_is_run_and_its_code_only_if_allowed(call):
 
 
 def test_if_every_trial_fails_the_exit_code_is_1(call):
-    code, out, err = call("run", "--backbone", "mine:broken", "--input-size", "32", "--trials", "2", "--epochs", "1")
+    command = [
+        "run",
+        "--backbone",
+        "mine:broken",
+        "--input-size",
+        "32",
+        "--trials",
+        "2",
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+    ]
+    code, out, err = call(*command)
     assert (code, err) == (1, "")
     assert "2 of 2 trials failed; the first: the training loss became" in out
     assert table("mine-broken-digits").state.tolist() == ["FAIL", "FAIL"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_soon_with_reports_and_the_same_command_goes_on(call, start):
     process = start(*SLOW, "--trials", "4", "--name", "cut")
     wait_for_trials(process, "cut", 2)
@@ -213,6 +227,7 @@ def test_every_command_and_option_has_help():
             assert parameter.param_type_name == "argument" or parameter.help
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_live_view(workplace):
     controller, terminal = pty.openpty()
     process = subprocess.Popen(

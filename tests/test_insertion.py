@@ -27,7 +27,7 @@ PUBLISHED = {
 def test_parameter_counts_are_the_published_ones(name):
     with torch.device("meta"):
         plain = load_backbone(name, 1000)
-    sites = find_sites(plain, (3, 64, 64))
+    sites = [site for site in find_sites(plain, (3, 64, 64)) if "residual" in site.kinds]
     for setting, published in zip((BlockSetting("se", 16), BlockSetting("cbam", 16, 7)), PUBLISHED[name], strict=True):
         model = insert(plain, Placement({site.name: setting for site in sites}), sites=sites)
         count = sum(weight.numel() for weight in model.parameters())

@@ -2,30 +2,81 @@ import pytest
 import torch
 from networks import Tiny, Unit
 from torch import nn
+from torchvision.ops import SqueezeExcitation
 
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.sites import find_sites, last_map
 
 
+def of_kind(sites, kind):
+    return [site.name for site in sites if kind in site.kinds]
+
+
 @pytest.mark.parametrize(
     ("name", "last_norm", "units"),
     [("resnet18", "bn2", [2, 2, 2, 2]), ("resnet50", "bn3", [3, 4, 6, 3]), ("resnext50_32x4d", "bn3", [3, 4, 6, 3])],
 )
-def test_residual_sites_of_resnets_are_the_last_norms_of_their_units(name, last_norm, units):
-    expected = [f"layer{i + 1}.{j}.{last_norm}" for i, count in enumerate(units) for j in range(count)]
-    assert [site.name for site in find_sites(name)] == expected
+def test_kinds_of_sites_of_resnets_are_those_of_the_papers(name, last_norm, units):
+    every = [f"layer{i + 1}.{j}" for i, count in enumerate(units) for j in range(count)]
+    sites = find_sites(name)
+    assert of_kind(sites, "residual") == [f"{unit}.{last_norm}" for unit in every]
+    assert of_kind(sites, "block") == every
+    assert of_kind(sites, "stage") == [f"layer{i + 1}.{count - 1}" for i, count in enumerate(units)]
+    assert of_kind(sites, "last") == of_kind(sites, "head") == every[-1:]
+    assert sites[-1].aliases == ("layer4",)
 
 
 def test_a_site_knows_its_shape():
-    sites = find_sites("resnet18", (3, 97, 97))
+    sites = [site for site in find_sites("resnet18", (3, 97, 97)) if "residual" in site.kinds]
     assert [(site.channels, site.height, site.width) for site in sites] == [
         (64, 25, 25), (64, 25, 25), (128, 13, 13), (128, 13, 13), (256, 7, 7), (256, 7, 7), (512, 4, 4), (512, 4, 4)
     ]  # fmt: skip
 
 
-def test_shapes_are_those_that_a_running_network_shows():
-    model = load_backbone("mobilenet_v2", 10).eval()
+# Residual units from the papers' tables (units with stride 1 and equal width where the skip needs that), or, where
+# nothing is added, convolutions of the trunk.
+COUNTS = {
+    "alexnet": ("block", 5),  # Krizhevsky 2014
+    "vgg11": ("block", 8),  # Simonyan and Zisserman 2015, table 1
+    "vgg16_bn": ("block", 13),
+    "densenet121": ("block", 1 + 2 * (6 + 12 + 24 + 16) + 3),  # Huang et al. 2017, table 1
+    "squeezenet1_0": ("block", 1 + 8 * 3 + 1),  # Iandola et al. 2016, table 1
+    "googlenet": ("block", 3 + 9 * 6),  # Szegedy et al. 2015, table 1; torchvision has 3x3 for 5x5
+    "inception_v3": ("block", 94),  # as many convolutions as its reference implementation
+    "shufflenet_v2_x1_0": ("block", 1 + 3 * 5 + (3 + 7 + 3) * 3 + 1),  # Ma et al. 2018, table 5
+    "mobilenet_v2": ("residual", 10),  # Sandler et al. 2018, table 2
+    "mobilenet_v3_small": ("residual", 6),  # Howard et al. 2019, table 2
+    "mobilenet_v3_large": ("residual", 10),  # the same, table 1
+    "mnasnet1_0": ("residual", 10),  # Tan et al. 2019, figure 7
+    "efficientnet_b0": ("residual", 9),  # Tan and Le 2019, table 1
+    "regnet_y_400mf": ("residual", 1 + 3 + 6 + 6),  # Radosavovic et al. 2020, figure 17
+    "convnext_tiny": ("residual", 3 + 3 + 9 + 3),  # Liu et al. 2022, table 9
+    "wide_resnet50_2": ("residual", 16),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_number_of_sites_is_that_of_the_papers_units(name):
+    kind, count = COUNTS[name]
+    size = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+    sites = find_sites(name, size)
+    assert len(of_kind(sites, kind)) == count
+    assert len(of_kind(sites, "last")) == len(of_kind(sites, "head")) == 1
+    if kind == "block":
+        assert of_kind(sites, "residual") == []
+
+
+def test_the_map_that_is_flattened_is_told_from_the_last_one():
+    sites = find_sites("vgg11")
+    assert of_kind(sites, "last") == ["features.20"]
+    assert of_kind(sites, "head") == ["avgpool"]
+    assert of_kind(sites, "stage") == ["features.1", "features.4", "features.9", "features.14", "features.19"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_1", "convnext_tiny"])
+def test_shapes_are_those_that_a_running_network_shows(name):
+    model = load_backbone(name, 10).eval()
     seen = {}
 
     def note(module, _inputs, output):
@@ -34,10 +85,13 @@ def test_shapes_are_those_that_a_running_network_shows():
     names = {module: name for name, module in model.named_modules()}
     for module in names:
         module.register_forward_hook(note)
-    model(torch.zeros(1, 3, 64, 64))
-    sites = find_sites("mobilenet_v2", (3, 64, 64))
-    assert len(sites) == 10  # Sandler et al. 2018, table 2: 10 units with stride 1 and equal width
-    assert all((site.channels, site.height, site.width) == seen[site.name] for site in sites)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    sites = find_sites(name, (3, 64, 64))
+    assert sites
+    for site in sites:
+        for alias in (site.name, *site.aliases):
+            assert (site.channels, site.height, site.width) == seen[alias]
 
 
 def test_looking_leaves_the_network_as_it_was():
@@ -46,38 +100,117 @@ def test_looking_leaves_the_network_as_it_was():
     find_sites(model, (3, 32, 32))
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_order_of_the_operands_does_not_matter():
-    class Swapped(Unit):
+class Scaled(Unit):
+    """A scale by a parameter and a dropout between the last norm and the addition."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x):
+        x = x + self.drop(self.scale * self.bn2(self.conv2(x)))
+        return x + 0.5
+
+
+class InPlace(Unit):
+    """An addition in place, as in torchvision's ResNet, and one shared module for both activations."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return self.relu(out)
+
+
+class Swapped(Unit):
+    """The skip path on the left of the addition, and a convolution in it."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.projection = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return torch.add(self.projection(x), self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+
+
+class Fickle(Unit):
+    """What it does depends on numbers, which tracers do not like."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 1e9 else x + 1.0)
+
+
+class Tupled(Unit):
+    """Parts that hand tuples and dictionaries to each other."""
+
+    class Part(nn.Module):
+        def __init__(self, unit):
+            super().__init__()
+            self.conv, self.bn = unit.conv1, unit.bn1
+
+        def forward(self, pair):
+            x, extra = pair
+            return {"residual": self.bn(self.conv(x)), "extra": [extra]}
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.part = self.Part(Unit(channels))
+
+    def forward(self, x):
+        parts = self.part((x, x))
+        return parts["residual"].add_(parts["extra"][0])
+
+
+@pytest.mark.parametrize(
+    ("unit", "residual", "block"),
+    [
+        (Unit, "0.bn2", "0"),
+        (Scaled, "0.bn2", "0"),
+        (InPlace, "0.bn2", "0"),
+        (Swapped, "0.bn2", "0"),
+        (Fickle, "0.bn2", "0"),
+        (Tupled, "0.part.bn", "0"),
+    ],
+)
+def test_the_residual_is_found_however_the_addition_is_written(unit, residual, block):
+    model = nn.Sequential(unit(8), nn.Conv2d(8, 8, 3))
+    sites = find_sites(model, (8, 8, 8))
+    assert of_kind(sites, "residual") == [residual]
+    assert block in of_kind(sites, "block")
+
+
+def test_a_unit_that_is_called_twice_names_no_site():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unit, self.end = Unit(8), nn.Conv2d(8, 8, 3)
+
         def forward(self, x):
-            return torch.add(self.bn2(self.conv2(self.bn1(self.conv1(x)))), x)
+            return self.end(self.unit(self.unit(x)))
 
-    for unit in (Unit(8), Swapped(8)):
-        assert [site.name for site in find_sites(nn.Sequential(unit), (8, 8, 8))] == ["0.bn2"]
-
-
-def test_a_residual_is_found_before_a_scale_or_a_dropout():
-    class Scaled(Unit):
-        def __init__(self, channels):
-            super().__init__(channels)
-            self.scale = nn.Parameter(torch.ones(channels, 1, 1))
-            self.drop = nn.Dropout(0.1)
-
-        def forward(self, x):
-            x = x + self.drop(self.scale * self.bn2(self.conv2(x)))
-            return x + 0.5
-
-    assert [site.name for site in find_sites(nn.Sequential(Scaled(8)), (8, 8, 8))] == ["0.bn2"]
+    sites = find_sites(Twice(), (8, 8, 8))
+    assert [site.name for site in sites] == ["end"]
 
 
-def test_networks_that_cannot_be_looked_at_get_one_line():
-    class Fickle(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
+def test_gates_of_built_in_attention_are_no_sites():
+    names = [site.name for site in find_sites("mobilenet_v3_small", (3, 64, 64))]
+    assert not [name for name in names if "fc1" in name or "fc2" in name]
+    sites = find_sites(nn.Sequential(nn.Conv2d(3, 32, 3), SqueezeExcitation(32, 8), nn.Conv2d(32, 8, 3)), (3, 8, 8))
+    assert of_kind(sites, "block") == ["0", "2"]
 
-    with pytest.raises(BackboneError, match="cannot trace Fickle"):
-        find_sites(Fickle())
+
+def test_networks_without_feature_maps_get_one_line():
+    with pytest.raises(BackboneError, match="VisionTransformer has no feature maps"):
+        find_sites("vit_b_16")
+    with pytest.raises(BackboneError, match="SwinTransformer has no feature maps"):
+        find_sites("swin_t")
     with pytest.raises(BackboneError, match="does not take an input of 3x2x2"):
         find_sites("alexnet", (3, 2, 2))
 

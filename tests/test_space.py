@@ -7,7 +7,7 @@ from placesearch.models.sites import Site, find_sites
 from placesearch.placement import Placement
 from placesearch.search.space import make_space, reference_placements
 
-SMALL = Site("a", frozenset({"residual"}), 8, 1, 1)
+SMALL = Site("a", frozenset({"residual", "block"}), 8, 1, 1)
 LARGE = Site("b", frozenset({"residual"}), 64, 8, 8)
 
 
@@ -51,14 +51,27 @@ def test_a_space_that_makes_no_sense_is_refused(arguments, says):
     assert says in str(caught.value)
 
 
-def test_the_references_of_resnet18_are_the_four_of_the_literature():
+def test_the_references_of_resnet18_are_those_of_the_papers_and_the_rules_of_thumb():
     references = reference_placements(find_sites("resnet18", (3, 97, 97)))
-    assert list(references) == ["plain", "se-everywhere", "cbam-everywhere", "cbam-last-stage"]
-    sites = [f"layer{i}.{j}.bn2" for i in range(1, 5) for j in range(2)]
-    assert str(references["plain"]) == "none"
-    assert str(references["se-everywhere"]) == " ".join(f"{site}=se(r=16)" for site in sites)
-    assert str(references["cbam-everywhere"]) == " ".join(f"{site}=cbam(r=16,k=7)" for site in sites)
-    assert str(references["cbam-last-stage"]) == " ".join(f"{site}=cbam(r=16,k=7)" for site in sites[-2:])
+    units = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+
+    def everywhere(sites, setting):
+        return " ".join(f"{site}={setting}" for site in sites)
+
+    assert {name: str(placement) for name, placement in references.items()} == {
+        "plain": "none",
+        "se-everywhere": everywhere([f"{unit}.bn2" for unit in units], "se(r=16)"),
+        "cbam-everywhere": everywhere([f"{unit}.bn2" for unit in units], "cbam(r=16,k=7)"),
+        "cbam-last-stage": everywhere([f"{unit}.bn2" for unit in units[-2:]], "cbam(r=16,k=7)"),
+        "cbam-after-last-convolution cbam-before-head": "layer4.1=cbam(r=16,k=7)",
+        "cbam-after-every-block": everywhere(units, "cbam(r=16,k=7)"),
+    }
+
+
+def test_without_residual_sites_the_blocks_take_their_place():
+    references = reference_placements(find_sites("vgg11", (3, 64, 64)))
+    assert len(references["se-everywhere"]) == 8
+    assert str(references["cbam-before-head"]) == "avgpool=cbam(r=16,k=7)"
 
 
 def test_a_reference_takes_the_nearest_legal_setting():
@@ -66,4 +79,7 @@ def test_a_reference_takes_the_nearest_legal_setting():
 
 
 def test_equal_references_appear_once_under_both_names():
-    assert list(reference_placements([LARGE])) == ["plain", "se-everywhere", "cbam-everywhere cbam-last-stage"]
+    names = list(reference_placements([SMALL]))
+    assert names[2:] == ["cbam-everywhere cbam-last-stage cbam-after-every-block"]
+    assert names[:2] == ["plain", "se-everywhere"]
+    assert len(names) == 3

@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "torchvision": {"models", "training"},
     "optuna": {"search"},
     "fvcore": {"costs"},
-    "pandas": {"reporting", "study"},
+    "pandas": {"reporting", "study", "cli"},
     "rich": {"cli"},
     "click": {"cli"},
     "pydantic": {"config", "models"},
@@ -85,14 +85,14 @@ def test_third_party_packages_stay_in_their_rooms(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_stand_on_top_of_their_file(path):
     tree = ast.parse(path.read_text())
-    inner = [
-        node
+    inner = {
+        ast.unparse(node)
         for outer in ast.walk(tree)
         if isinstance(outer, ast.FunctionDef)
         for node in ast.walk(outer)
         if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    assert not inner
+    }
+    assert inner <= {"from sklearn.datasets import load_digits"}  # 1.5 s that only one data set needs
 
 
 def test_public_names_are_complete_and_sorted():

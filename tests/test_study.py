@@ -200,7 +200,7 @@ def test_the_default_for_digits_is_the_smallest_input_with_a_map_of_four_pixels(
         definition, _, _ = prepare(ps.StudyConfig(backbone="resnet18", stem=stem), cpu)
         assert definition.input_size == (3, side, side)
     assert definition.name == "resnet18-digits"
-    assert (definition.config.trials, definition.config.timeout) == (8, 300.0)
+    assert (definition.config.trials, definition.config.timeout) == (10, 300.0)
 
 
 def test_a_last_map_that_is_too_small_is_told_with_the_two_ways_out(workplace):

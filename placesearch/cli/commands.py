@@ -12,10 +12,14 @@ from typing import Any, NoReturn
 
 import click
 
-from placesearch.cli.view import make_view, show_result, show_studies
+from placesearch.cli.view import make_view, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
+from placesearch.costs import block_costs
 from placesearch.errors import InputError, PlacesearchError
 from placesearch.models.backbones import names_code
+from placesearch.models.sites import find_sites
+from placesearch.placement import BlockSetting
+from placesearch.reporting.tables import sites_frame
 from placesearch.study import load_study, run, study_names
 
 _OPTIONS: dict[str, tuple[str, str]] = {
@@ -31,7 +35,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "blocks": ("LIST", "Blocks to choose from.  [default: se,cbam]"),
     "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
     "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),
-    "sites": ("LIST", "Kinds of sites to choose from.  [default: residual]"),
+    "sites": (
+        "LIST",
+        "Of residual, block, stage, last, head.  [default: residual; block where there is none]",
+    ),
     "objectives": ("LIST", "Accuracy goes up, costs go down.  [default: accuracy,macs,params]"),
     "sampler": ("NAME", "tpe, nsga2 or random.  [default: tpe]"),
     "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
@@ -62,7 +69,7 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
     """Search for placements, or go on with a study where it stopped.
 
     Options on the command line win over the study file, which wins over defaults. With neither --trials nor
-    --timeout a study gets 50 trials; with digits, 8 trials and 5 minutes.
+    --timeout a study gets 50 trials; with digits, 10 trials and 5 minutes.
     """
     values: dict[str, Any] = {}
     if study is not None:
@@ -82,6 +89,27 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
         show_result(found)
     if not found.front:
         raise SystemExit(1)
+
+
+@cli.command("sites")
+@click.option("--backbone", required=True, metavar="NAME", help=_OPTIONS["backbone"][1])
+@click.option("--input-size", default=224, show_default=True, metavar="N", help=_OPTIONS["input_size"][1])
+@click.option(
+    "--stem", default="original", show_default=True, type=click.Choice(["original", "small"]), help="The stem."
+)
+@click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print the sites.")
+def sites_command(backbone: str, input_size: int, stem: str, form: str) -> None:
+    """List the sites of a backbone, with what a block costs there.
+
+    SE has r=16 and CBAM r=16, k=7; a site with fewer channels has that many as r.
+    """
+    size = (3, input_size, input_size)
+    sites = find_sites(backbone, size, stem)
+    frame = sites_frame(sites, block_costs(sites, {"se": BlockSetting("se", 16), "cbam": BlockSetting("cbam", 16, 7)}))
+    if form == "csv":
+        click.echo(frame.to_csv(index=False), nl=False)
+    else:
+        show_sites(frame, f"{len(sites)} sites of {backbone} at {input_size}x{input_size}")
 
 
 @cli.command("report")

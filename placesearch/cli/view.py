@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -164,6 +165,25 @@ def show_result(study: Study) -> None:
     console.print(f"reports: {study.folder}/  (summary.md, trials.csv, front.csv)", highlight=False, soft_wrap=True)
     if members:
         console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)
+
+
+def show_sites(frame: pd.DataFrame, title: str) -> None:
+    """Print a table of sites.
+
+    Args:
+        frame: What `sites_frame` returns.
+        title: What stands above it.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    blocks = [name.removesuffix("_macs") for name in frame.columns if name.endswith("_macs")]
+    table.add_column("site", overflow="fold", min_width=12)
+    table.add_column("kinds")
+    for name in ("channels", "map", *(f"{block}\nmacs, params" for block in blocks)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in frame.to_dict("records"):
+        costs = (f"{row[f'{block}_macs']:,}, {row[f'{block}_params']:,}" for block in blocks)
+        table.add_row(row["site"], row["kinds"], str(row["channels"]), f"{row['height']}x{row['width']}", *costs)
+    Console().print(table)
 
 
 def show_studies(studies: Sequence[Study]) -> None:

@@ -1,5 +1,5 @@
 """What a network costs."""
 
-from placesearch.costs.counting import profile
+from placesearch.costs.counting import block_costs, profile
 
-__all__ = ["profile"]
+__all__ = ["block_costs", "profile"]

@@ -2,11 +2,16 @@
 
 import copy
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from placesearch.models.sites import InputSize
+from placesearch.models.blocks import make_block
+from placesearch.models.graph import InputSize
+from placesearch.models.sites import Site
+from placesearch.placement import BlockSetting
 from placesearch.records import Cost
 
 with warnings.catch_warnings():
@@ -44,3 +49,27 @@ def profile(model: nn.Module, input_size: InputSize) -> Cost:
     return Cost(
         macs=int(sum(counts[name] for name in COUNTED)), params=sum(weight.numel() for weight in model.parameters())
     )
+
+
+def block_costs(sites: Sequence[Site], settings: Mapping[str, BlockSetting]) -> dict[str, list[Cost]]:
+    """Count what a block adds at each site.
+
+    Args:
+        sites: The sites.
+        settings: Block settings by a name of the caller's choice; a reduction above a site's channels becomes the
+            number of channels.
+
+    Returns:
+        For each name one cost a site, in the order of the sites.
+    """
+    counted: dict[tuple[str, int, int, int], Cost] = {}
+    costs: dict[str, list[Cost]] = {name: [] for name in settings}
+    for name, setting in settings.items():
+        for site in sites:
+            shape = (site.channels, site.height, site.width)
+            if (name, *shape) not in counted:
+                reduction = setting.reduction and min(setting.reduction, site.channels)
+                block = make_block(replace(setting, reduction=reduction), site.channels)
+                counted[name, *shape] = profile(block, shape)
+            costs[name].append(counted[name, *shape])
+    return costs

@@ -10,7 +10,7 @@ import torch
 from placesearch.costs import profile
 from placesearch.errors import TrainingError
 from placesearch.models.architecture import Architecture
-from placesearch.models.sites import find_sites
+from placesearch.models.sites import every_site
 from placesearch.records import StepEnded, Task, TrialRecord
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
@@ -32,7 +32,7 @@ class Evaluator:
         self._plain, self._protocol, self._device = plain, protocol, device
         self._trainer = Trainer(data, protocol, device)
         with torch.random.fork_rng(devices=[]):
-            self._sites = find_sites(plain.build(), plain.input_size)
+            self._sites = every_site(plain.build(), plain.input_size)
 
     def evaluate(self, task: Task, watch: Watch) -> TrialRecord:
         """Evaluate a candidate; what goes wrong with it is its own failure, told in the record.

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
                 f"unknown backbone '{name}'{did_you_mean(name, known)}; "
                 "it takes a torchvision classification network or your own as 'package.module:function'"
             )
-        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        with warnings.catch_warnings():
+            # GoogLeNet and Inception tell that their default initialisation will change; it is the one we want
+            warnings.simplefilter("ignore", FutureWarning)
+            model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     if stem == "small":
         _shrink_stem(model)
     return model

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from placesearch.errors import PlacementError, did_you_mean
 from placesearch.models.blocks import make_block
-from placesearch.models.sites import InputSize, Site, find_sites
+from placesearch.models.graph import InputSize
+from placesearch.models.sites import Site, every_site
 from placesearch.placement import Placement
 
 
@@ -30,7 +31,7 @@ def insert(
 
     Args:
         model: The network; left unchanged.
-        placement: Which block goes where.
+        placement: Which block goes where; a site may be named by any of its aliases.
         input_size: Channels, height and width of an input that the network takes, to look at its sites.
         sites: The network's sites, where they are known already.
         seed: Makes each block's first weights a function of this seed, its site and its settings alone, so that the
@@ -47,22 +48,24 @@ def insert(
         'layer4.1.bn2.attention.reduce.weight'
     """
     model = copy.deepcopy(model)
-    known = {
-        site.name: site for site in (find_sites(model, input_size) if sites is None and placement else sites or ())
-    }
-    for name, setting in placement.items():
-        if name not in known:
-            raise PlacementError(f"the network has no site '{name}'{did_you_mean(name, known)}")
+    if sites is None:
+        sites = every_site(model, input_size) if placement else ()
+    known = {alias: site for site in sites for alias in (site.name, *site.aliases)}
+    for given, setting in placement.items():
+        if given not in known:
+            raise PlacementError(f"the network has no site '{given}'{did_you_mean(given, known)}")
+        name = known[given].name
         module = model.get_submodule(name)
-        if hasattr(module, "attention"):
-            raise PlacementError(f"site '{name}' already has a block")
+        if any(hasattr(model.get_submodule(alias), "attention") for alias in (name, *known[given].aliases)):
+            raise PlacementError(f"site '{given}' already has a block")
         try:
             block = _initialised(seed, name, setting, known[name].channels)
         except PlacementError as error:
             raise PlacementError(f"site '{name}' with {known[name].channels} channels: {error}") from None
         reference = next(module.parameters(), None)
         module.add_module("attention", block if reference is None else block.to(reference.device, reference.dtype))
-        module.register_forward_hook(_attend)
+        if not isinstance(module, nn.Sequential):  # which runs its last child anyway
+            module.register_forward_hook(_attend)
     return model
 
 

@@ -1,21 +1,21 @@
-"""Sites: the places in a network where a block may go, found by looking at its traced graph."""
+"""Sites: the places in a network where a block may go, found by looking at what the network does."""
 
-import copy
-import operator
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
+from placesearch.models.graph import Graph, InputSize, Node, record
 
-InputSize = tuple[int, int, int]
-
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity)
+_NORMS = {"batch_norm", "group_norm", "layer_norm", "instance_norm", "local_response_norm"}
+_ACTIVATIONS = {"relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "mish", "prelu", "clamp"}
+_CONVOLUTIONS = {"conv2d", "conv_transpose2d"}
+_ADAPTIVE = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
+_POOLS = _ADAPTIVE | {"avg_pool2d", "max_pool2d"}
+_COPIES = {"clone", "contiguous", "detach", "to", "type_as"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,11 @@ class Site:
 
     Args:
         name: The innermost module that puts it out.
-        kinds: What kinds of site it is; see the table of kinds in the README.
+        kinds: What kinds of site it is; see `find_sites`.
         channels: Its channels.
         height: Its height in pixels.
         width: Its width in pixels.
+        aliases: Other modules that put the same tensor out.
     """
 
     name: str
@@ -35,17 +36,24 @@ class Site:
     channels: int
     height: int
     width: int
+    aliases: tuple[str, ...] = ()
 
 
 def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original") -> list[Site]:
     """Find the sites of a network, in the order in which data pass them.
 
-    The network is traced with torch.fx on a copy without memory, so nothing is computed and the argument is left as
-    it is.
+    A copy of the network is run once in eval mode, without memory where that is possible; the argument is left as it
+    is. A module that is called more than once names no site. The kinds:
 
-    A `residual` site is what is added to the skip path, right before the addition (where the authors of SE and CBAM put
-    their blocks): of the two operands the one with the longer way from their nearest common ancestor, looked at before
-    a dropout, a drop-path or a scale.
+    - `residual`: what is added to the skip path, right before the addition (where the authors of SE and CBAM put their
+      blocks): of two maps that are added the one with the longer way from their nearest common ancestor, both where
+      they are equally long, looked at before a drop-path, a dropout or a scale by a parameter;
+    - `block`: what the module puts out that holds the whole residual unit, or, where none does, after the addition and
+      its activation; in a network without additions, after each convolution with its norm and activation;
+    - `stage`: the last `block` before the resolution falls, and the last of all;
+    - `last`: the last feature map before the pooling or flattening that ends the convolutional part;
+    - `head`: the map that is flattened into the first fully connected layer, if it has more than one pixel; else the
+      same as `last`.
 
     Args:
         backbone: A name that `load_backbone` takes, or a network.
@@ -53,32 +61,33 @@ def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
         stem: With a name, the stem to build it with.
 
     Raises:
-        BackboneError: If the name is unknown, or the network cannot be traced or does not take this input.
+        BackboneError: If the name is unknown, or the network does not take this input or has no feature maps.
 
     Example:
-        >>> [site.name for site in find_sites("resnet18", (3, 64, 64))][:2]
+        >>> [site.name for site in find_sites("resnet18", (3, 64, 64)) if "residual" in site.kinds][:2]
         ['layer1.0.bn2', 'layer1.1.bn2']
     """
-    graph = _trace(_without_memory(backbone, stem), input_size)
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-    found: dict[str, Site] = {}
-    modules = dict(graph.owning_module.named_modules()) if graph.owning_module else {}
-    for node in graph.nodes:
-        for operand in _residual_operands(node):
-            source = _before_scaling(operand, modules)
-            if source.op != "call_module" or calls[str(source.target)] > 1:
-                continue  # no module of its own to hang a block on
-            _, channels, height, width = _shape(source)
-            name = str(source.target)
-            found.setdefault(name, Site(name, frozenset({"residual"}), channels, height, width))
-    return list(found.values())
+    return [site for site in every_site(backbone, input_size, stem) if site.kinds]
+
+
+def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original") -> list[Site]:
+    """Find all tensors that can be sites, also those of no kind; arguments and errors as for `find_sites`."""
+    model = _loaded(backbone, stem)
+    graph = record(model, input_size)
+    if sum(node.operation in _CONVOLUTIONS for node in graph.nodes) < 2:
+        raise BackboneError(
+            f"{type(model).__name__} has no feature maps (batch, channels, height, width): fewer than two convolutions"
+        )
+    names = _names(graph, model)
+    kinds = _kinds(graph, names)
+    return [
+        Site(first, frozenset(kinds.get(node, ())), node.shape[1], node.shape[2], node.shape[3], tuple(others))
+        for node, (first, *others) in sorted(names.items(), key=lambda item: item[0].index)
+    ]
 
 
 def last_map(backbone: str | nn.Module, input_size: InputSize, stem: str = "original") -> tuple[int, int] | None:
-    """Return height and width of the last feature map before everything is pooled to 1x1 or flattened.
+    """Return height and width of the last feature map before everything is pooled or flattened.
 
     Args:
         backbone: A name that `load_backbone` takes, or a network.
@@ -95,122 +104,176 @@ def last_map(backbone: str | nn.Module, input_size: InputSize, stem: str = "orig
         >>> last_map("resnet18", (3, 224, 224)), last_map("resnet18", (3, 32, 32))
         ((7, 7), (1, 1))
     """
-    graph = _trace(_without_memory(backbone, stem), input_size)
-    modules = dict(graph.owning_module.named_modules()) if graph.owning_module else {}
-    convolutions = [
-        node
-        for node in graph.nodes
-        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.Conv2d) and _is_map(node)
-    ]
-    # the gates of built-in attention are convolutions on 1x1 maps; what counts is the trunk
-    trunk = [node for node in convolutions if not _follows_pooling(node, modules)]
-    return (_shape(trunk[-1])[2], _shape(trunk[-1])[3]) if trunk else None
+    last = _last(record(_loaded(backbone, stem), input_size))
+    return (last.shape[2], last.shape[3]) if last else None
 
 
-def _follows_pooling(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    for _ in range(4):
-        inputs = [parent for parent in node.all_input_nodes if _is_map(parent)]
-        if not inputs:
-            return False
-        node = inputs[0]
-        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.AdaptiveAvgPool2d):
-            return True
-    return False
-
-
-def _without_memory(backbone: str | nn.Module, stem: str) -> nn.Module:
+def _loaded(backbone: str | nn.Module, stem: str) -> nn.Module:
     if isinstance(backbone, nn.Module):
-        return copy.deepcopy(backbone).to("meta").eval()
+        return backbone
     with torch.random.fork_rng(devices=[]):
-        return load_backbone(backbone, num_classes=10, stem=stem).to("meta").eval()
+        return load_backbone(backbone, num_classes=10, stem=stem)
 
 
-def _trace(model: nn.Module, input_size: InputSize) -> fx.Graph:
-    try:
-        traced = fx.symbolic_trace(model)
-    except Exception as error:
-        raise BackboneError(f"cannot trace {type(model).__name__}: {_one_line(error)}") from error
-    try:
-        with torch.no_grad():
-            _ShapeRecorder(traced).run(torch.empty(1, *input_size, device="meta"))
-    except Exception as error:
-        size = "x".join(map(str, input_size))
-        raise BackboneError(f"{type(model).__name__} does not take an input of {size}: {_one_line(error)}") from error
-    return traced.graph
+def _names(graph: Graph, model: nn.Module) -> dict[Node, list[str]]:
+    """Return for each map the modules that put it out, the innermost first."""
+    modules = dict(model.named_modules())
+    named: dict[Node, list[str]] = {}
+    for name, node in graph.outputs:
+        if node.is_map and node.index and graph.calls[name] == 1 and _can_carry(modules[name]):
+            named.setdefault(node, []).append(name)
+    return named
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes at each node the shape of its tensor."""
-
-    def run_node(self, n: fx.Node) -> object:
-        result = super().run_node(n)
-        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else ()
-        return result
+def _can_carry(module: nn.Module) -> bool:
+    """Tell whether a module may get a child without changing what it does: not if its children are its program."""
+    if isinstance(module, nn.Sequential):
+        return type(module).forward is nn.Sequential.forward
+    return not isinstance(module, nn.ModuleDict | nn.ModuleList)
 
 
-def _one_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+def _kinds(graph: Graph, names: dict[Node, list[str]]) -> dict[Node, set[str]]:
+    kinds: dict[Node, set[str]] = {}
+    users = _users(graph)
+    additions = [node for node in graph.nodes if _is_residual_addition(node)]
+    for addition in additions:
+        for operand in _residuals(addition):
+            site = _named_before(operand, names)
+            if site is not None:
+                kinds.setdefault(site, set()).add("residual")
+    pooled = _pooled(graph)
+    starts = additions or [n for n in graph.nodes if n.operation in _CONVOLUTIONS and n.is_map and n not in pooled]
+    blocks = []
+    for start in starts:
+        chain = [*_with_norm_and_activation(start, users)]
+        whole = [node for node, named in names.items() if additions and start.within in named]
+        block = next((node for node in [*whole, *reversed(chain)] if node in names), None)
+        if block is not None and block not in blocks:
+            blocks.append(block)
+            kinds.setdefault(block, set()).add("block")
+    blocks.sort(key=lambda node: node.index)
+    for index, block in enumerate(blocks):
+        following = blocks[index + 1 : index + 2]
+        if all(_pixels(after) < _pixels(block) for after in following):
+            kinds[block].add("stage")
+    last = _last(graph, names)
+    head = _head(graph, names) or last
+    for node, kind in ((last, "last"), (head, "head")):
+        if node is not None:
+            kinds.setdefault(node, set()).add(kind)
+    return kinds
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return node.meta.get("shape", ())  # type: ignore[no-any-return]
+def _pixels(node: Node) -> int:
+    return node.shape[2] * node.shape[3]
 
 
-def _is_map(node: object) -> bool:
-    return isinstance(node, fx.Node) and len(_shape(node)) == 4
+def _users(graph: Graph) -> dict[Node, list[Node]]:
+    users: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
+    for node in graph.nodes:
+        for source in node.inputs:
+            users[source].append(node)
+    return users
 
 
-def _residual_operands(node: fx.Node) -> list[fx.Node]:
-    """Return the operand of an addition of two maps that is the residual; of two equally long ways, both."""
-    if node.target not in _ADDITIONS or len(node.args) < 2:
-        return []
-    left, right = node.args[:2]
-    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node) and _is_map(node)):
-        return []
-    if left is right or _shape(left) != _shape(right):
-        return []
+def _with_norm_and_activation(node: Node, users: dict[Node, list[Node]]) -> Iterator[Node]:
+    """Yield a node, its norm if one follows at once, and its activation if one follows then."""
+    yield node
+    for following in (_NORMS, _ACTIVATIONS):
+        after = users[node]
+        if len(after) == 1 and after[0].operation in following:
+            node = after[0]
+            yield node
+
+
+def _is_residual_addition(node: Node) -> bool:
+    return (
+        node.operation == "add"
+        and node.is_map
+        and len(node.inputs) == 2
+        and all(source.shape == node.shape for source in node.inputs)
+    )
+
+
+def _residuals(addition: Node) -> list[Node]:
+    """Return the operand with the longer way from the nearest common ancestor; of equally long ones both."""
+    left, right = addition.inputs
     common = _ancestors(left) & _ancestors(right)
     if not common:
         return []
-    order = {each: index for index, each in enumerate(node.graph.nodes)}
-    nearest = max(common, key=order.__getitem__)
-    ways = _way(nearest, left, order), _way(nearest, right, order)
+    start = max(common, key=lambda node: node.index)
+    ways = _way(start, left), _way(start, right)
     return [operand for operand, way in zip((left, right), ways, strict=True) if way == max(ways)]
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _ancestors(node: Node) -> set[Node]:
+    """Return a node and everything that it was made from."""
     seen, waiting = {node}, [node]
     while waiting:
-        new = set(waiting.pop().all_input_nodes) - seen
+        new = set(waiting.pop().inputs) - seen
         seen |= new
         waiting.extend(new)
     return seen
 
 
-def _way(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> int:
-    """Length in nodes of the longest way from start to end."""
+def _way(start: Node, end: Node) -> int:
+    """Return the number of operations on the longest way from start to end."""
     length = {start: 0}
-    between = sorted((node for node in _ancestors(end) if order[node] > order[start]), key=order.__getitem__)
-    for node in between:
-        ways = [length[parent] + 1 for parent in node.all_input_nodes if parent in length]
-        if ways:
+    for node in sorted(_ancestors(end), key=lambda node: node.index):
+        ways = [length[source] + 1 for source in node.inputs if source in length]
+        if ways and node is not start:
             length[node] = max(ways)
     return length.get(end, 0)
 
 
-def _before_scaling(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """Step back over dropout, drop-path and multiplication by something that is no map of the same size."""
-    while True:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        is_drop = isinstance(module, _DROPS) or getattr(node.target, "__name__", "") in ("stochastic_depth", "dropout")
-        if not is_drop and node.target not in _MULTIPLICATIONS:
-            return node
-        parents = [parent for parent in _nodes(node.args) if parent.op != "get_attr" and _shape(parent) == _shape(node)]
-        if len(parents) != 1:
-            return node
-        node = parents[0]
+def _named_before(operand: Node, names: dict[Node, list[str]]) -> Node | None:
+    """Step back over copies and scales by a parameter; return the first of these tensors that has a name."""
+    way = [operand]
+    while len(operand.inputs) == 1 and operand.operation in {"mul", *_COPIES}:
+        operand = operand.inputs[0]
+        way.append(operand)
+    return next((node for node in reversed(way) if node in names), None)
 
 
-def _nodes(arguments: Iterable[object]) -> list[fx.Node]:
-    return [argument for argument in arguments if isinstance(argument, fx.Node)]
+def _pooled(graph: Graph) -> set[Node]:
+    """Return what comes after a global pooling, on all of its ways: gates of built-in attention and classifiers."""
+    pooled: set[Node] = set()
+    for node in graph.nodes:
+        sources = [source for source in node.inputs if len(source.shape) > 1]
+        if _is_global_pooling(node) or (sources and all(source in pooled for source in sources)):
+            pooled.add(node)
+    return pooled
+
+
+def _is_global_pooling(node: Node) -> bool:
+    if not node.inputs or not node.inputs[0].is_map:
+        return False
+    if node.operation in _POOLS:
+        whole = node.inputs[0].shape[2:] != (1, 1) or node.operation in _ADAPTIVE
+        return node.shape[2:] == (1, 1) and whole
+    return {2, 3} <= set(node.dims)
+
+
+def _last(graph: Graph, names: dict[Node, list[str]] | None = None) -> Node | None:
+    """Return the last map on the way to the result, before pooling; with names, the last one that has one."""
+    if graph.result is None:
+        return None
+    pooled, way = _pooled(graph), _ancestors(graph.result)
+    ends = {
+        node for node in way if node.is_map and node not in pooled and node.operation not in _ADAPTIVE and node.index
+    }
+    if names is not None:
+        ends &= set(names)
+    return max(ends, key=lambda node: node.index, default=None)
+
+
+def _head(graph: Graph, names: dict[Node, list[str]]) -> Node | None:
+    """Return the map that is flattened into the first fully connected layer, if it has a name and several pixels."""
+    last = _last(graph)
+    linear = next((n for n in graph.nodes if n.operation == "linear" and last and last in _ancestors(n)), None)
+    if linear is None:
+        return None
+    node = linear
+    while node.inputs and not node.is_map:
+        node = max(node.inputs, key=lambda source: source.index)
+    return node if node in names and _pixels(node) > 1 else None

@@ -1,11 +1,13 @@
 """Trials as pandas tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from placesearch.config import KINDS
 from placesearch.front import front
-from placesearch.records import TrialRecord
+from placesearch.models.sites import Site
+from placesearch.records import Cost, TrialRecord
 
 TRIAL_COLUMNS = {
     "trial": "int64",
@@ -51,6 +53,29 @@ def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
         for name in TRIAL_COLUMNS
     }
     return pd.DataFrame(rows).astype(TRIAL_COLUMNS)
+
+
+def sites_frame(sites: Sequence[Site], costs: Mapping[str, Sequence[Cost]]) -> pd.DataFrame:
+    """Return one row a site, with what a block adds there.
+
+    Args:
+        sites: The sites.
+        costs: For each block one cost a site.
+    """
+    table = pd.DataFrame(
+        {
+            "site": [site.name for site in sites],
+            "kinds": [" ".join(kind for kind in KINDS if kind in site.kinds) for site in sites],
+            "channels": [site.channels for site in sites],
+            "height": [site.height for site in sites],
+            "width": [site.width for site in sites],
+        }
+    )
+    for block, of_block in costs.items():
+        table[f"{block}_macs"] = [cost.macs for cost in of_block]
+        table[f"{block}_params"] = [cost.params for cost in of_block]
+    table["aliases"] = [" ".join(site.aliases) for site in sites]
+    return table
 
 
 def front_frame(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> pd.DataFrame:

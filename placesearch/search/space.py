@@ -75,22 +75,36 @@ def make_space(
 def reference_placements(sites: Sequence[Site]) -> dict[str, Placement]:
     """Return the placements that every study evaluates first, by name.
 
-    They are: nothing (`plain`); SE at every residual site, r=16; CBAM at every residual site, r=16 and k=7; CBAM at the
-    residual sites of the last stage only, that is, those with the resolution of the last one. A reduction above
-    a site's channels becomes the number of channels. Equal placements appear once, with their names joined.
+    From the papers: nothing (`plain`); SE at every residual site, r=16; CBAM at every residual site, r=16 and k=7; CBAM
+    at the residual sites of the last stage only, that is, those with the resolution of the last one. In a network
+    without residual sites its `block` sites take their place. Rules of thumb: CBAM after the last convolution, before
+    the first fully connected layer, and after every block. A reduction above a site's channels becomes their number.
+    Equal placements appear once, with their names joined by blanks.
 
     Args:
-        sites: The network's sites, in the order in which data pass them.
+        sites: All of the network's sites, in the order in which data pass them.
     """
-    residual = [site for site in sites if "residual" in site.kinds]
-    last = [site for site in residual if (site.height, site.width) == (residual[-1].height, residual[-1].width)]
+    usual = _of_kind(sites, "residual") or _of_kind(sites, "block")
+    last = [site for site in usual if (site.height, site.width) == (usual[-1].height, usual[-1].width)]
     named = {
         "plain": Placement(),
-        "se-everywhere": Placement({s.name: BlockSetting("se", min(16, s.channels)) for s in residual}),
-        "cbam-everywhere": Placement({s.name: BlockSetting("cbam", min(16, s.channels), 7) for s in residual}),
-        "cbam-last-stage": Placement({s.name: BlockSetting("cbam", min(16, s.channels), 7) for s in last}),
+        "se-everywhere": Placement({site.name: BlockSetting("se", min(16, site.channels)) for site in usual}),
+        "cbam-everywhere": _cbam(usual),
+        "cbam-last-stage": _cbam(last),
+        "cbam-after-last-convolution": _cbam(_of_kind(sites, "last")),
+        "cbam-before-head": _cbam(_of_kind(sites, "head")),
+        "cbam-after-every-block": _cbam(_of_kind(sites, "block")),
     }
     names: dict[Placement, list[str]] = {}
     for name, placement in named.items():
-        names.setdefault(placement, []).append(name)
+        if placement or name == "plain":
+            names.setdefault(placement, []).append(name)
     return {" ".join(joined): placement for placement, joined in names.items()}
+
+
+def _of_kind(sites: Sequence[Site], kind: str) -> list[Site]:
+    return [site for site in sites if kind in site.kinds]
+
+
+def _cbam(sites: Sequence[Site]) -> Placement:
+    return Placement({site.name: BlockSetting("cbam", min(16, site.channels), 7) for site in sites})

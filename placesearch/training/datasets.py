@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 import torchvision.datasets as tv
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from placesearch.errors import DataError, did_you_mean
@@ -76,6 +75,8 @@ class Source:
 
 def _digits() -> dict[str, Split]:
     """Scikit-learn's 1,797 handwritten digits, 8x8 in 17 shades, brought to 32x32x3."""
+    from sklearn.datasets import load_digits  # here, because it takes 1.5 s and only this data set needs it
+
     digits = load_digits()
     small = torch.from_numpy(digits.images.astype(np.float32) * (255.0 / 16.0))[:, None]
     images = _resized(small.expand(-1, 3, -1, -1), 32).permute(0, 2, 3, 1).contiguous()

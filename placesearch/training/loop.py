@@ -7,6 +7,7 @@ same backbone weights; only the blocks differ.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,7 @@ class Trainer:
             for batch in self._batches(random):
                 images = self._augmented(split.images, batch, random)
                 with self._autocast():
-                    loss = F.cross_entropy(model(images), split.labels[batch], label_smoothing=LABEL_SMOOTHING)
+                    loss = F.cross_entropy(_logits(model(images)), split.labels[batch], label_smoothing=LABEL_SMOOTHING)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -132,7 +133,7 @@ class Trainer:
         split, loss, right = self.validation_split, 0.0, 0
         for batch in torch.arange(len(split.labels), device=self.device).split(max(self.batch_size, 128)):
             with self._autocast():
-                logits = model(self._normalised(split.images[batch])).float()
+                logits = _logits(model(self._normalised(split.images[batch]))).float()
             loss += float(F.cross_entropy(logits, split.labels[batch], reduction="sum"))
             right += int((logits.argmax(1) == split.labels[batch]).sum())
         mean_loss = loss / len(split.labels)
@@ -164,6 +165,11 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bf16")
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the logits of a network that may put out auxiliary ones after them, as GoogLeNet does in training."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _on(split: Split, device: torch.device) -> Split:
