@@ -12,7 +12,7 @@ from placesearch.errors import (
     TrainingError,
 )
 from placesearch.models.architecture import Architecture
-from placesearch.models.insertion import insert
+from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Cost
@@ -34,6 +34,7 @@ __all__ = [
     "StudyError",
     "TrainingError",
     "find_sites",
+    "fold",
     "insert",
     "load_study",
     "profile",

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from placesearch.errors import PlacementError
 
-_SETTING = re.compile(r"(?P<block>[a-z][a-z0-9_]*)(?:\((?P<arguments>[^()]*)\))?")
+_SETTING = re.compile(r"(?P<block>[a-z][a-z0-9_]*|[\w.]+:\w+)(?:\((?P<arguments>[^()]*)\))?")
 _SITE = re.compile(r"[^\s=]+")  # a module may bear nearly any name: RegNet has `block1-0`
 _SHORT = {"r": "reduction", "k": "kernel_size"}
 
@@ -20,7 +20,7 @@ class BlockSetting:
     """One block with its settings, such as `cbam(r=16,k=7)`.
 
     Args:
-        block: Name of the block, as in the table of blocks.
+        block: Name of the block as in the table of blocks, or `package.module:Class`.
         reduction: The divisor r of the SE paper, at least 1; None for a block without one.
         kernel_size: Odd side of the spatial window in pixels; None for a block without one.
 

@@ -87,6 +87,16 @@ def test_code_that_a_file_names_is_imported_only_if_allowed(workplace):
     assert Architecture.load(path, allow=["mine:tiny"]).build()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
+def test_a_block_that_is_code_is_imported_only_if_allowed(workplace):
+    text = TEXT.replace("block: se,", "block: 'mine:Gate',")
+    path = write(workplace, text)
+    with pytest.raises(InputError, match="mine:Gate"):
+        Architecture.load(path)
+    loaded = Architecture.load(path, allow=["mine:Gate"])
+    assert loaded.placement["layer4.0.bn2"].block == "mine:Gate"
+    assert Architecture.load(write(workplace, loaded.to_yaml()), allow=["mine:Gate"]) == loaded
+
+
 def test_a_seed_gives_every_placement_the_same_backbone_weights():
     def built(text, seed):
         placement = Placement.parse(text)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from placesearch.errors import BackboneError
-from placesearch.models.backbones import load_backbone, names_code
+from placesearch.errors import InputError
+from placesearch.models.backbones import load_backbone
+from placesearch.models.code import names_code
 
 
 def test_the_small_stem_keeps_the_resolution_of_small_images():
@@ -35,7 +36,7 @@ def test_the_users_own_function_is_a_backbone(workplace):
     ],
 )
 def test_an_unusable_backbone_gets_one_line(workplace, name, says):
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(InputError) as caught:
         load_backbone(name, 10)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)

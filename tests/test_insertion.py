@@ -2,12 +2,13 @@ import copy
 import pickle
 
 import pytest
+import timm.layers
 import torch
 from networks import Tiny
 
 from placesearch.errors import PlacementError
 from placesearch.models.backbones import load_backbone
-from placesearch.models.insertion import insert
+from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 
@@ -72,6 +73,24 @@ def test_the_model_survives_deepcopy_pickle_and_a_state_dict_round_trip():
         assert torch.equal(copied(x), model(x))
 
 
+@pytest.mark.slow
+def test_the_model_survives_export_compilation_and_ddp(tmp_path):
+    model = insert(Tiny(10), BOTH, input_size=SIZE).eval()
+    x = torch.randn(2, *SIZE)
+    expected = model(x).detach()
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x).detach(), expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x).detach(), expected)
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        torch.testing.assert_close(wrapped(x).detach(), expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_seed_makes_the_same_block_start_the_same_in_every_placement():
     alone = Placement.parse("unit2.bn2=cbam(r=2,k=3)")
     one = insert(Tiny(10), BOTH, input_size=SIZE, seed=3)
@@ -100,3 +119,109 @@ def test_a_site_takes_one_block():
     once = insert(Tiny(10), BOTH, input_size=SIZE)
     with pytest.raises(PlacementError, match="already has a block"):
         insert(once, BOTH, input_size=SIZE)
+
+
+SETTINGS = [
+    "se(r=4)",
+    "cbam(r=2,k=3)",
+    "cbam_bn(r=2,k=3)",
+    "cbam_residual(r=2,k=3)",
+    "channel(r=2)",
+    "spatial(k=3)",
+    "eca(k=3)",
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_identity_block_changes_nothing_and_can_be_trained(setting, training):
+    torch.manual_seed(0)
+    plain = Tiny(10).train(training)
+    placement = Placement.parse(f"unit1.bn2={setting} unit2={setting}")
+    model = insert(plain, placement, input_size=SIZE, initial="identity").train(training)
+    x = torch.randn(4, *SIZE)
+    expected = plain(x).detach()
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    model(x).square().sum().backward()
+    gradients = [weight.grad.norm() for name, weight in model.named_parameters() if "attention" in name]
+    assert 0 < sum(gradients) < 1e3  # a zero convolution before a norm would give some 1e4
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_folding_gives_stock_blocks_with_equal_outputs(setting, training):
+    torch.manual_seed(0)
+    model = insert(Tiny(10), Placement.parse(f"unit1.bn2={setting}"), input_size=SIZE, initial="identity")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):  # away from the identity
+        optimizer.zero_grad()
+        model(torch.randn(8, *SIZE)).square().mean().backward()
+        optimizer.step()
+    model.train(training)
+    folded = fold(model)
+    stock = insert(Tiny(10), Placement.parse(f"unit1.bn2={setting}"), input_size=SIZE).train(training)
+    stock.load_state_dict(folded.state_dict())  # nothing but weights tells it from a stock model
+    x = torch.randn(4, *SIZE)
+    expected = model(x).detach()
+    torch.testing.assert_close(stock(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    untouched = insert(Tiny(10), Placement.parse(f"unit1.bn2={setting}"), input_size=SIZE).train(training)
+    untouched.load_state_dict(model.state_dict())
+    assert not torch.allclose(untouched(x), expected, rtol=1e-3)
+
+
+def test_folding_leaves_a_block_alone_that_follows_on_no_affine_layer():
+    model = insert(Tiny(10), Placement.parse("unit1=se(r=4)"), input_size=SIZE, initial="identity").eval()
+    folded = fold(model)
+    x = torch.randn(2, *SIZE)
+    assert folded.unit1.attention.factor == 2.0
+    assert torch.equal(folded(x), model(x))
+
+
+def test_folding_leaves_a_norm_alone_that_ends_in_an_activation():
+    norm = timm.layers.BatchNormAct2d(8, act_layer=torch.nn.SiLU)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), norm, torch.nn.Conv2d(8, 8, 3))
+    model = insert(plain, Placement.parse("1=se(r=4)"), input_size=SIZE, initial="identity").eval()
+    x = torch.randn(2, *SIZE)
+    assert torch.equal(fold(model)(x), model(x))
+
+
+def test_a_start_that_does_not_exist_is_refused():
+    with pytest.raises(PlacementError, match="not 'zero'"):
+        insert(Tiny(10), BOTH, input_size=SIZE, initial="zero")
+
+
+def test_folding_leaves_the_given_model_unchanged():
+    model = insert(Tiny(10), BOTH, input_size=SIZE, initial="identity").eval()
+    before = copy.deepcopy(model.state_dict())
+    fold(model)
+    assert model.unit1.bn2.attention.factor == 2.0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_users_block_that_cannot_start_as_the_identity_is_refused(workplace):
+    placement = Placement.parse("unit1.bn2=mine:Gate(r=4)")
+    insert(Tiny(10), placement, input_size=SIZE)
+    with pytest.raises(PlacementError, match="make_identity"):
+        insert(Tiny(10), placement, input_size=SIZE, initial="identity")
+
+
+def test_a_site_may_be_named_by_any_alias():
+    plain = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), torch.nn.Conv2d(8, 8, 3)
+    )
+    names = [
+        insert(plain, Placement.parse(f"{name}=se(r=4)"), input_size=SIZE).state_dict().keys() for name in ("0", "0.1")
+    ]
+    assert names[0] == names[1]
+    with pytest.raises(PlacementError, match="already has a block"):
+        insert(plain, Placement.parse("0=se(r=4) 0.1=se(r=4)"), input_size=SIZE)
+
+
+def test_a_sequential_whose_last_module_is_shared_still_takes_a_block():
+    shared = torch.nn.ReLU()
+    plain = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), shared), torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), shared)
+    ).eval()
+    model = insert(plain, Placement.parse("0=se(r=4)"), input_size=SIZE).eval()
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(model(x), plain[1](model[0].attention(plain[0](x))))

@@ -67,6 +67,46 @@ def test_the_number_of_sites_is_that_of_the_papers_units(name):
         assert of_kind(sites, "residual") == []
 
 
+# Residual units of networks of timm, from the same papers: depths of the stages, or blocks that add their input
+TIMM = {
+    "resnet26": 8,
+    "seresnet18": 8,
+    "ecaresnet26t": 8,
+    "skresnet18": 8,
+    "resnest14d": 4,
+    "res2net50_26w_4s": 16,
+    "resnetv2_50": 16,
+    "efficientnet_b0": 9,
+    "mobilenetv3_small_100": 6,
+    "mnasnet_100": 10,
+    "regnetx_004": 22,
+    "convnext_atto": 2 + 2 + 6 + 2,
+    "convnextv2_atto": 2 + 2 + 6 + 2,
+    "ghostnet_100": None,
+    "dla34": None,
+    "hrnet_w18_small": None,
+    "repvgg_a0": None,
+    "cspresnet50": None,
+    "darknet53": None,
+    "xception41": None,
+    "densenet121": None,
+    "vgg11": None,
+    "inception_v4": None,
+    "vovnet39a": None,
+    "dpn68": None,
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_networks_of_timm_are_looked_at_like_any_other(name):
+    sites = find_sites(f"timm:{name}", (3, 128, 128))
+    if TIMM[name] is not None:
+        assert len(of_kind(sites, "residual")) == TIMM[name]
+    assert of_kind(sites, "block")
+    assert len(of_kind(sites, "last")) == 1
+    assert all(site.channels > 1 for site in sites)
+
+
 def test_the_map_that_is_flattened_is_told_from_the_last_one():
     sites = find_sites("vgg11")
     assert of_kind(sites, "last") == ["features.20"]

@@ -184,6 +184,19 @@ def test_a_timeout_of_an_instant_runs_nothing_and_a_new_run_goes_on(workplace):
     assert len(ps.run(config(name="s", trials=2)).records) == 2
 
 
+def test_any_blocks_at_any_kinds_of_sites_can_be_searched(workplace):
+    study = ps.run(config(name="s", blocks="eca,spatial,mine:Gate", sites="stage,last,head", trials=8))
+    assert {record.state for record in study.records} == {"COMPLETE"}
+    suggested = [record.placement for record in study.records if record.reference is None]
+    assert suggested
+    assert {setting.block for placement in suggested for setting in placement.values()} <= {
+        "eca",
+        "spatial",
+        "mine:Gate",
+    }
+    assert {site for placement in suggested for site in placement} <= {"unit2"}
+
+
 def test_a_loaded_study_equals_the_one_that_was_run(workplace):
     study = ps.run(config(name="s", trials=2))
     loaded = ps.load_study("s")

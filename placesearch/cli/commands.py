@@ -16,7 +16,8 @@ from placesearch.cli.view import make_view, show_result, show_sites, show_studie
 from placesearch.config import StudyConfig, read_definition
 from placesearch.costs import block_costs
 from placesearch.errors import InputError, PlacesearchError
-from placesearch.models.backbones import names_code
+from placesearch.models.blocks import BLOCKS
+from placesearch.models.code import names_code
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting
 from placesearch.reporting.tables import sites_frame
@@ -32,7 +33,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "batch_size": ("N", "Images a training step."),
     "input_size": ("N", "Height and width of the input in pixels."),
     "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),
-    "blocks": ("LIST", "Blocks to choose from.  [default: se,cbam]"),
+    "blocks": ("LIST", f"Of {', '.join(BLOCKS)}, or package.module:Class.  [default: se,cbam]"),
     "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
     "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),
     "sites": (
@@ -74,9 +75,11 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
     values: dict[str, Any] = {}
     if study is not None:
         values = read_definition(study)
-        code = str(values.get("backbone", ""))
-        if names_code(code) and options["backbone"] is None and code not in allow:
-            raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
+        written = {name: value for name, value in values.items() if options.get(name) is None}
+        blocks = written.get("blocks", [])
+        for code in (str(written.get("backbone", "")), *(blocks.split(",") if isinstance(blocks, str) else blocks)):
+            if names_code(str(code)) and code not in allow:
+                raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
     values |= {name: value for name, value in options.items() if value is not None}
     if "backbone" not in values:
         raise InputError("no backbone given; try --backbone resnet18")

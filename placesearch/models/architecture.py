@@ -11,7 +11,8 @@ from torch import nn
 
 from placesearch.config import first_problem, read_yaml
 from placesearch.errors import InputError, PlacementError
-from placesearch.models.backbones import load_backbone, names_code
+from placesearch.models.backbones import load_backbone
+from placesearch.models.code import names_code
 from placesearch.models.insertion import insert
 from placesearch.models.sites import Site
 from placesearch.placement import BlockSetting, Placement
@@ -125,8 +126,9 @@ class Architecture(BaseModel):
             architecture = cls(**content)
         except (InputError, TypeError) as error:
             raise InputError(f"{path}: {error}") from None
-        if names_code(architecture.backbone) and architecture.backbone not in allow:
-            raise InputError(f"{path} names code, '{architecture.backbone}'; if you trust it, allow it by that name")
+        for name in (architecture.backbone, *(setting.block for setting in architecture.placement.values())):
+            if names_code(name) and name not in allow:
+                raise InputError(f"{path} names code, '{name}'; if you trust it, allow it by that name")
         return architecture
 
     def save(self, path: str | Path) -> None:

@@ -1,21 +1,47 @@
 """Attention blocks, and the one table of them.
 
-A block is an `nn.Module` that takes and returns (batch, channels, height, width) and says which settings it has.
-Adding one means a class here, a line in `BLOCKS` and a row in the tests.
+A block is an `nn.Module` that takes and returns (batch, channels, height, width). Adding one means a class here, a line
+in `BLOCKS` and a row in the tests.
 """
 
-from collections.abc import Sequence
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from placesearch.errors import PlacementError, did_you_mean
+from placesearch.models.code import import_named, names_code
 from placesearch.placement import BlockSetting
 
+SETTINGS = ("reduction", "kernel_size")
 
-class SqueezeExcitation(nn.Module):
+
+class AttentionBlock(nn.Module, ABC):
+    """A block that can start as the identity.
+
+    Each gate is `factor` * sigmoid(...). The factor is 1 as the authors have it. A block that is made the identity gets
+    a factor that makes up for sigmoid(0) = 1/2, and its last layer before the sigmoid is set to zero.
+    """
+
+    factor: float = 1.0
+
+    @abstractmethod
+    def make_identity(self) -> None:
+        """Change weights and factor so that the output equals the input, and training can start from there."""
+
+    @abstractmethod
+    def fold(self) -> float:
+        """Set the factor back to 1 and scale the first layers instead; return by how much the input has to be scaled.
+
+        The output on the scaled input then equals what it was on the input before.
+        """
+
+
+class SqueezeExcitation(AttentionBlock):
     """Weight each channel by what the whole map says (SE).
 
     Squeeze: the mean over the map. Excitation: FC(C -> C // r), ReLU, FC(C // r -> C), sigmoid; both layers have
@@ -41,8 +67,6 @@ class SqueezeExcitation(nn.Module):
         torch.Size([1, 64, 8, 8])
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("reduction",)
-
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         hidden = hidden_channels(channels, reduction)
@@ -51,11 +75,20 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        gate = torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3))))))
+        gate = self.factor * torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3))))))
         return x * gate[:, :, None, None]
 
+    def make_identity(self) -> None:
+        """Open all gates: zero the second layer and double the sigmoid."""
+        _zero(self.expand)
+        self.factor = 2.0
 
-class ChannelAttention(nn.Module):
+    def fold(self) -> float:
+        """Scale the first layer instead of the sigmoid."""
+        return _moved_factor(self, self.reduce)
+
+
+class ChannelAttention(AttentionBlock):
     """Weight each channel by its mean and its maximum (the first half of CBAM).
 
     One MLP, FC(C -> C // r), ReLU, FC(C // r -> C), reads both; the sum goes through a sigmoid. The layers have
@@ -91,10 +124,19 @@ class ChannelAttention(nn.Module):
         """Return the weighted map."""
         mean = self.expand(torch.relu(self.reduce(x.mean((2, 3)))))
         peak = self.expand(torch.relu(self.reduce(x.amax((2, 3)))))
-        return x * torch.sigmoid(mean + peak)[:, :, None, None]
+        return x * (self.factor * torch.sigmoid(mean + peak))[:, :, None, None]
+
+    def make_identity(self) -> None:
+        """Open all gates: zero the second layer and double the sigmoid."""
+        _zero(self.expand)
+        self.factor = 2.0
+
+    def fold(self) -> float:
+        """Scale the first layer instead of the sigmoid."""
+        return _moved_factor(self, self.reduce)
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(AttentionBlock):
     """Weight each pixel of a feature map (the second half of CBAM).
 
     The mean and the maximum over channels give two maps; one convolution turns them into a weight per pixel.
@@ -121,18 +163,58 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise PlacementError(f"kernel size {kernel_size} is not odd and positive")
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+        self.conv = _window(2, kernel_size, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * torch.sigmoid(self.conv(maps))
+        return x * (self.factor * torch.sigmoid(self.conv(_mean_and_peak(x))))
+
+    def make_identity(self) -> None:
+        """Open all gates: zero the convolution and double the sigmoid."""
+        _zero(self.conv)
+        self.factor = 2.0
+
+    def fold(self) -> float:
+        """Scale the convolution instead of the sigmoid."""
+        return _moved_factor(self, self.conv)
 
 
-class CBAM(nn.Module):
-    """Channel attention, then spatial attention, as in the paper.
+class ChannelThenSpatial(AttentionBlock):
+    """Two attentions, one after the other: what the variants of CBAM have in common.
+
+    Args:
+        channel: The attention over channels.
+        spatial: The attention over pixels.
+
+    Shape:
+        Input (batch, channels, height, width); output the same.
+    """
+
+    def __init__(self, channel: ChannelAttention, spatial: "SpatialAttention | NormedSpatialAttention") -> None:
+        super().__init__()
+        self.channel, self.spatial = channel, spatial
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted map."""
+        return self.spatial(self.channel(x))  # type: ignore[no-any-return]
+
+    def make_identity(self) -> None:
+        """Open the gates of both parts."""
+        self.channel.make_identity()
+        self.spatial.make_identity()
+
+    def fold(self) -> float:
+        """Fold both parts; the channel one makes up for both, because the spatial one reads what it puts out."""
+        spatial = self.spatial.fold()
+        factor = self.channel.factor * spatial
+        with torch.no_grad():
+            self.channel.reduce.weight /= factor
+        self.channel.factor = 1.0
+        return factor
+
+
+class CBAM(ChannelThenSpatial):
+    """Channel attention, then spatial attention, as in the paper: the variant that `cbam` stands for.
 
     Source: Woo et al. 2018, CBAM: Convolutional Block Attention Module, eq. 1 (arXiv:1807.06521).
 
@@ -155,19 +237,216 @@ class CBAM(nn.Module):
         torch.Size([1, 64, 8, 8])
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("reduction", "kernel_size")
-
     def __init__(self, channels: int, reduction: int, kernel_size: int) -> None:
+        super().__init__(ChannelAttention(channels, reduction), SpatialAttention(kernel_size))
+
+
+class NormedSpatialAttention(AttentionBlock):
+    """Spatial attention with a batch norm after its convolution, which then has no bias.
+
+    Source: the authors' code of CBAM; the norm is not in the paper.
+
+    Args:
+        kernel_size: Odd side of the window in pixels.
+
+    Shape:
+        Input (batch, channels, height, width); output the same.
+
+    Cost:
+        2 * kernel_size**2 + 2 parameters and, per image, 2 * kernel_size**2 * height * width multiply-adds.
+
+    Raises:
+        PlacementError: If kernel_size is even or below 1.
+
+    Example:
+        >>> NormedSpatialAttention(kernel_size=7)(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def __init__(self, kernel_size: int) -> None:
         super().__init__()
-        self.channel = ChannelAttention(channels, reduction)
-        self.spatial = SpatialAttention(kernel_size)
+        self.conv = _window(2, kernel_size, bias=False)
+        self.norm = nn.BatchNorm2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        return self.spatial(self.channel(x))  # type: ignore[no-any-return]
+        return x * (self.factor * torch.sigmoid(self.norm(self.conv(_mean_and_peak(x)))))
+
+    def make_identity(self) -> None:
+        """Open all gates: zero the norm and double the sigmoid.
+
+        A zero convolution would do too, but the norm divides by its spread, so that its gradient would explode.
+        """
+        _zero(self.norm)
+        self.factor = 2.0
+
+    def fold(self) -> float:
+        """Scale the convolution instead of the sigmoid; in training, too, the norm then sees the same."""
+        return _moved_factor(self, self.conv)
 
 
-BLOCKS: dict[str, type[SqueezeExcitation] | type[CBAM]] = {"se": SqueezeExcitation, "cbam": CBAM}
+class NormedCBAM(ChannelThenSpatial):
+    """CBAM as in its authors' code: a batch norm follows the spatial convolution.
+
+    Source: Woo et al. 2018, CBAM (arXiv:1807.06521), with the norm of their published code.
+
+    Args:
+        channels: Channels C of the map.
+        reduction: The divisor r of the channel attention, 1 <= r <= C.
+        kernel_size: Odd side of the window of the spatial attention.
+
+    Shape:
+        Input (batch, channels, height, width); output the same.
+
+    Cost:
+        The sum of its two parts.
+
+    Raises:
+        PlacementError: If a setting is out of range.
+
+    Example:
+        >>> NormedCBAM(64, reduction=16, kernel_size=7)(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def __init__(self, channels: int, reduction: int, kernel_size: int) -> None:
+        super().__init__(ChannelAttention(channels, reduction), NormedSpatialAttention(kernel_size))
+
+
+class ResidualCBAM(CBAM):
+    """CBAM whose input is added to its output, a form that spread through tutorials.
+
+    Args, shape and cost are those of `CBAM`.
+
+    Source: Woo et al. 2018, CBAM, eq. 1 (arXiv:1807.06521), plus the input, which is not in the paper.
+
+    Example:
+        >>> ResidualCBAM(64, reduction=16, kernel_size=7)(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted map plus the map, times the factor."""
+        weighted = super().forward(x)
+        if self.factor == 1.0:
+            return weighted + x
+        # 0.8 * (weighted + x), written so that not even a rounding error is left where weighted is x / 4
+        return x + self.factor * (weighted - 0.25 * x)
+
+    def make_identity(self) -> None:
+        """Zero the last layers of both parts; their gates stay at 1/2, so that the sum is 5/4 of the input."""
+        _zero(self.channel.expand)
+        _zero(self.spatial.conv)
+        self.factor = 0.8
+
+    def fold(self) -> float:
+        """Scale the first layers of both parts instead of the sum."""
+        factor, self.factor = self.factor, 1.0
+        with torch.no_grad():
+            self.channel.reduce.weight /= factor
+            self.spatial.conv.weight /= factor
+        return factor
+
+
+class EfficientChannelAttention(AttentionBlock):
+    """Weight each channel by its mean and those of its neighbours (ECA).
+
+    One convolution over the channels, without bias, turns the means into weights; there is no bottleneck.
+
+    Source: Wang et al. 2020, ECA-Net, eq. 5-9 (arXiv:1910.03151).
+
+    Args:
+        kernel_size: Odd number of neighbouring channels, the channel itself included.
+
+    Shape:
+        Input (batch, channels, height, width); output the same.
+
+    Cost:
+        kernel_size parameters and kernel_size * channels multiply-adds an image.
+
+    Raises:
+        PlacementError: If kernel_size is even or below 1.
+
+    Example:
+        >>> EfficientChannelAttention(kernel_size=3)(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        _check_odd(kernel_size)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted map."""
+        gate = self.factor * torch.sigmoid(self.conv(x.mean((2, 3))[:, None, :]))
+        return x * gate[:, 0, :, None, None]
+
+    def make_identity(self) -> None:
+        """Open all gates: zero the convolution and double the sigmoid."""
+        _zero(self.conv)
+        self.factor = 2.0
+
+    def fold(self) -> float:
+        """Scale the convolution instead of the sigmoid."""
+        return _moved_factor(self, self.conv)
+
+
+def _zero(layer: nn.Module) -> None:
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+
+
+def _moved_factor(block: AttentionBlock, first: nn.Linear | nn.Conv1d | nn.Conv2d) -> float:
+    """Divide the first layer's weights by the block's factor, set that to 1, and return what it was."""
+    factor, block.factor = block.factor, 1.0
+    with torch.no_grad():
+        first.weight /= factor
+    return factor
+
+
+def _mean_and_peak(x: Tensor) -> Tensor:
+    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+
+
+def _window(channels: int, kernel_size: int, *, bias: bool) -> nn.Conv2d:
+    _check_odd(kernel_size)
+    return nn.Conv2d(channels, 1, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def _check_odd(kernel_size: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise PlacementError(f"kernel size {kernel_size} is not odd and positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A line of the table of blocks.
+
+    Args:
+        make: Builds the block for a number of channels, with its settings by name.
+        settings: Which settings it has, of `reduction` and `kernel_size`.
+        over_channels: Whether the window of kernel_size runs over channels instead of pixels.
+    """
+
+    make: Callable[..., nn.Module]
+    settings: tuple[str, ...]
+    over_channels: bool = False
+
+    def largest_window(self, channels: int, side: int) -> int:
+        """Return the largest kernel size of which every part can meet the map."""
+        return 2 * (channels if self.over_channels else side) - 1
+
+
+BLOCKS: dict[str, Block] = {
+    "se": Block(SqueezeExcitation, ("reduction",)),
+    "cbam": Block(CBAM, ("reduction", "kernel_size")),
+    "cbam_bn": Block(NormedCBAM, ("reduction", "kernel_size")),
+    "cbam_residual": Block(ResidualCBAM, ("reduction", "kernel_size")),
+    "channel": Block(ChannelAttention, ("reduction",)),
+    "spatial": Block(lambda _channels, kernel_size: SpatialAttention(kernel_size), ("kernel_size",)),
+    "eca": Block(lambda _channels, kernel_size: EfficientChannelAttention(kernel_size), ("kernel_size",), True),
+}
 """Every block by the name it has in a placement."""
 
 
@@ -182,14 +461,24 @@ def hidden_channels(channels: int, reduction: int) -> int:
     return channels // reduction
 
 
-def block_named(name: str) -> type[SqueezeExcitation] | type[CBAM]:
-    """Return the class of a block.
+def block_named(name: str) -> Block:
+    """Return the line of a block in the table, or one for the user's own block, `package.module:Class`.
+
+    A user's block takes `channels` and, if it has them, `reduction` and `kernel_size`.
 
     Raises:
         PlacementError: If no block has this name.
+        InputError: If its code cannot be imported.
     """
+    if names_code(name):
+        made = import_named(name)
+        taken = inspect.signature(made).parameters
+        if "channels" not in taken:
+            raise PlacementError(f"block '{name}' does not take 'channels'")
+        return Block(made, tuple(setting for setting in SETTINGS if setting in taken))
     if name not in BLOCKS:
-        raise PlacementError(f"unknown block '{name}'{did_you_mean(name, BLOCKS)}; known: {', '.join(BLOCKS)}")
+        known = f"{', '.join(BLOCKS)}, or your own as package.module:Class"
+        raise PlacementError(f"unknown block '{name}'{did_you_mean(name, BLOCKS)}; known: {known}")
     return BLOCKS[name]
 
 
@@ -200,10 +489,11 @@ def make_block(setting: BlockSetting, channels: int) -> nn.Module:
         PlacementError: If the block is unknown, lacks a setting, has one too many, or one is out of range.
     """
     block = block_named(setting.block)
-    given = {name: value for name in ("reduction", "kernel_size") if (value := getattr(setting, name)) is not None}
+    given = {name: value for name in SETTINGS if (value := getattr(setting, name)) is not None}
     if set(given) != set(block.settings):
-        raise PlacementError(f"block '{setting}' needs the settings {', '.join(block.settings)} and no others")
-    return block(channels, **given)
+        needs = f"needs the settings {', '.join(block.settings)} and no others" if block.settings else "has no settings"
+        raise PlacementError(f"block '{setting}' {needs}")
+    return block.make(channels, **given)
 
 
 def sensible_settings(
@@ -212,7 +502,7 @@ def sensible_settings(
     """List the settings of a block that make sense on a map, for a search to choose from.
 
     Left out are reductions above the number of channels, windows of which a part never meets the map (larger than
-    2 * side - 1), and settings that build the same block as one before them (C // r equal).
+    2 * side - 1, for ECA 2 * channels - 1), and settings that build the same block as one before them (C // r equal).
 
     Args:
         name: The block.
@@ -229,10 +519,11 @@ def sensible_settings(
         ['cbam(r=4,k=3)']
     """
     block = block_named(name)
-    wide = {channels // reduction: reduction for reduction in reversed(reductions) if reduction <= channels}
+    first = {channels // reduction: reduction for reduction in reversed(reductions) if reduction <= channels}
+    largest = block.largest_window(channels, side)
     choices = {
-        "reduction": [reduction for reduction in reductions if reduction in wide.values()],
-        "kernel_size": [size for size in kernel_sizes if size <= 2 * side - 1],
+        "reduction": [reduction for reduction in reductions if reduction in first.values()],
+        "kernel_size": [size for size in kernel_sizes if size <= largest],
     }
     return [
         BlockSetting(name, **dict(zip(block.settings, values, strict=True)))

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from placesearch.errors import PlacementError, did_you_mean
-from placesearch.models.blocks import make_block
+from placesearch.models.blocks import AttentionBlock, make_block
 from placesearch.models.graph import InputSize
 from placesearch.models.sites import Site, every_site
-from placesearch.placement import Placement
+from placesearch.placement import BlockSetting, Placement
+
+_AFFINE = {nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.Conv2d, nn.ConvTranspose2d}
+"""Layers whose output is their weight times something plus their bias. Subclasses may do more, an activation say."""
 
 
 def insert(
@@ -22,6 +25,7 @@ def insert(
     input_size: InputSize = (3, 224, 224),
     sites: Sequence[Site] | None = None,
     seed: int | None = None,
+    initial: str = "standard",
 ) -> nn.Module:
     """Return a copy of a network with blocks at the sites of a placement.
 
@@ -36,9 +40,12 @@ def insert(
         sites: The network's sites, where they are known already.
         seed: Makes each block's first weights a function of this seed, its site and its settings alone, so that the
             same block at the same site starts the same in every placement. None takes torch's global random numbers.
+        initial: `standard`: blocks start as their authors initialise them. `identity`: they start by changing nothing,
+            so that a trained network stays what it is; `fold` turns them into stock blocks afterwards.
 
     Raises:
-        PlacementError: If a site does not exist, already has a block, or cannot take the settings.
+        PlacementError: If a site does not exist, already has a block, or cannot take the settings, or a user's block
+            cannot start as the identity.
 
     Example:
         >>> import torchvision
@@ -47,6 +54,8 @@ def insert(
         >>> [name for name, _ in model.named_parameters() if "attention" in name][0]
         'layer4.1.bn2.attention.reduce.weight'
     """
+    if initial not in ("standard", "identity"):
+        raise PlacementError(f"blocks start as 'standard' or 'identity', not '{initial}'")
     model = copy.deepcopy(model)
     if sites is None:
         sites = every_site(model, input_size) if placement else ()
@@ -60,6 +69,8 @@ def insert(
             raise PlacementError(f"site '{given}' already has a block")
         try:
             block = _initialised(seed, name, setting, known[name].channels)
+            if initial == "identity":
+                _make_identity(block, setting)
         except PlacementError as error:
             raise PlacementError(f"site '{name}' with {known[name].channels} channels: {error}") from None
         reference = next(module.parameters(), None)
@@ -69,11 +80,39 @@ def insert(
     return model
 
 
+def fold(model: nn.Module) -> nn.Module:
+    """Return a copy in which blocks that started as the identity are stock blocks, with equal outputs.
+
+    Where a block follows right on an affine layer (a norm, a convolution), its factor moves into that layer and into
+    its own first layers. Elsewhere, after an activation say, it stays.
+
+    Args:
+        model: A network from `insert`; left unchanged.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        block = getattr(module, "attention", None)
+        affine = [weight for name, weight in module.named_parameters(recurse=False) if name in ("weight", "bias")]
+        if isinstance(block, AttentionBlock) and type(module) in _AFFINE and affine:
+            factor = block.fold()
+            with torch.no_grad():
+                for weight in affine:
+                    weight.mul_(factor)
+    return model
+
+
+def _make_identity(block: nn.Module, setting: BlockSetting) -> None:
+    make_identity = getattr(block, "make_identity", None)
+    if make_identity is None:
+        raise PlacementError(f"block '{setting}' cannot start as the identity: it has no method make_identity")
+    make_identity()
+
+
 def _attend(module: nn.Module, _: Any, output: Tensor) -> Tensor:
     return module.attention(output)  # type: ignore[no-any-return, operator]
 
 
-def _initialised(seed: int | None, site: str, setting: Any, channels: int) -> nn.Module:
+def _initialised(seed: int | None, site: str, setting: BlockSetting, channels: int) -> nn.Module:
     if seed is None:
         return make_block(setting, channels)
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,38 @@
+"""A part of `benchmarks/every_network.py`, which looks at all networks of torchvision."""
+
+import random
+
+import pytest
+import torchvision
+from benchmarks.every_network import check
+
+QUICK = ["resnet18", "vgg11", "mobilenet_v3_small"]
+HUGE = {
+    "regnet_y_128gf",
+    "convnext_large",
+    "efficientnet_v2_l",
+    "efficientnet_b7",
+}  # minutes each; the benchmark has them
+CONVOLUTIONAL = [
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if not name.startswith(("vit", "swin", "maxvit")) and name not in {*QUICK, *HUGE}
+]
+
+
+def judge(name):
+    seen = check(name)
+    assert seen.errors["eval"] <= 1e-5
+    assert seen.errors["train"] <= 1e-5
+    assert seen.reached == seen.blocks > 0
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_block_at_every_site_can_start_as_the_identity_and_learn(name):
+    judge(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", random.Random(0).sample(CONVOLUTIONAL, 8))
+def test_the_same_for_a_sample_of_all_networks(name):
+    judge(name)
