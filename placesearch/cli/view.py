@@ -100,8 +100,8 @@ class _Screen:
         left = told.seconds_left()
         note = f"{len(told.records)}/{told.total()} trials" + (f", {_duration(left)} left" if left is not None else "")
         rows = Table.grid(padding=(0, 1))
-        rows.add_column(no_wrap=True)
-        rows.add_column(no_wrap=True)
+        rows.add_column(no_wrap=True, min_width=9)
+        rows.add_column(no_wrap=True, min_width=24)
         rows.add_column(no_wrap=True, overflow="ellipsis")
         rows.add_row("study", _bar(told.done(), told.study.trials), note)
         for number, began in told.running.items():

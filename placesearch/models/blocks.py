@@ -5,10 +5,10 @@ in `BLOCKS` and a row in the tests.
 """
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,34 @@ from placesearch.placement import BlockSetting
 SETTINGS = ("reduction", "kernel_size")
 
 
-class AttentionBlock(nn.Module, ABC):
+class AttentionBlock(nn.Module):
     """A block that can start as the identity.
 
-    Each gate is `factor` * sigmoid(...). The factor is 1 as the authors have it. A block that is made the identity gets
-    a factor that makes up for sigmoid(0) = 1/2, and its last layer before the sigmoid is set to zero.
+    Its gate is `factor` * sigmoid(...). The factor is 1 as the authors have it. A block that is made the identity gets
+    a factor of 2, to make up for sigmoid(0) = 1/2, and its last layer before the sigmoid is set to zero.
     """
+
+    first: ClassVar[str]
+    """Name of the first layer, a linear map of the input up to a mean or a maximum."""
+
+    last: ClassVar[str]
+    """Name of the last layer before the sigmoid."""
 
     factor: float = 1.0
 
-    @abstractmethod
     def make_identity(self) -> None:
         """Change weights and factor so that the output equals the input, and training can start from there."""
+        _zero(self.get_submodule(self.last))
+        self.factor = 2.0
 
-    @abstractmethod
     def fold(self) -> float:
-        """Set the factor back to 1 and scale the first layers instead; return by how much the input has to be scaled.
+        """Set the factor back to 1 and divide the first layer by it; return by how much the input has to be scaled.
 
         The output on the scaled input then equals what it was on the input before.
         """
+        factor, self.factor = self.factor, 1.0
+        _divide(self.get_submodule(self.first), factor)
+        return factor
 
 
 class SqueezeExcitation(AttentionBlock):
@@ -67,6 +76,8 @@ class SqueezeExcitation(AttentionBlock):
         torch.Size([1, 64, 8, 8])
     """
 
+    first, last = "reduce", "expand"
+
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         hidden = hidden_channels(channels, reduction)
@@ -77,15 +88,6 @@ class SqueezeExcitation(AttentionBlock):
         """Return the weighted map."""
         gate = self.factor * torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3))))))
         return x * gate[:, :, None, None]
-
-    def make_identity(self) -> None:
-        """Open all gates: zero the second layer and double the sigmoid."""
-        _zero(self.expand)
-        self.factor = 2.0
-
-    def fold(self) -> float:
-        """Scale the first layer instead of the sigmoid."""
-        return _moved_factor(self, self.reduce)
 
 
 class ChannelAttention(AttentionBlock):
@@ -114,6 +116,8 @@ class ChannelAttention(AttentionBlock):
         torch.Size([1, 64, 8, 8])
     """
 
+    first, last = "reduce", "expand"
+
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         hidden = hidden_channels(channels, reduction)
@@ -125,15 +129,6 @@ class ChannelAttention(AttentionBlock):
         mean = self.expand(torch.relu(self.reduce(x.mean((2, 3)))))
         peak = self.expand(torch.relu(self.reduce(x.amax((2, 3)))))
         return x * (self.factor * torch.sigmoid(mean + peak))[:, :, None, None]
-
-    def make_identity(self) -> None:
-        """Open all gates: zero the second layer and double the sigmoid."""
-        _zero(self.expand)
-        self.factor = 2.0
-
-    def fold(self) -> float:
-        """Scale the first layer instead of the sigmoid."""
-        return _moved_factor(self, self.reduce)
 
 
 class SpatialAttention(AttentionBlock):
@@ -161,6 +156,8 @@ class SpatialAttention(AttentionBlock):
         torch.Size([1, 64, 8, 8])
     """
 
+    first, last = "conv", "conv"
+
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
         self.conv = _window(2, kernel_size, bias=True)
@@ -168,15 +165,6 @@ class SpatialAttention(AttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
         return x * (self.factor * torch.sigmoid(self.conv(_mean_and_peak(x))))
-
-    def make_identity(self) -> None:
-        """Open all gates: zero the convolution and double the sigmoid."""
-        _zero(self.conv)
-        self.factor = 2.0
-
-    def fold(self) -> float:
-        """Scale the convolution instead of the sigmoid."""
-        return _moved_factor(self, self.conv)
 
 
 class ChannelThenSpatial(AttentionBlock):
@@ -207,9 +195,8 @@ class ChannelThenSpatial(AttentionBlock):
         """Fold both parts; the channel one makes up for both, because the spatial one reads what it puts out."""
         spatial = self.spatial.fold()
         factor = self.channel.factor * spatial
-        with torch.no_grad():
-            self.channel.reduce.weight /= factor
         self.channel.factor = 1.0
+        _divide(self.channel.reduce, factor)
         return factor
 
 
@@ -263,6 +250,11 @@ class NormedSpatialAttention(AttentionBlock):
         torch.Size([1, 64, 8, 8])
     """
 
+    first, last = (
+        "conv",
+        "norm",
+    )  # a zero convolution would do, but the norm divides by its spread: its gradient explodes
+
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
         self.conv = _window(2, kernel_size, bias=False)
@@ -271,18 +263,6 @@ class NormedSpatialAttention(AttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
         return x * (self.factor * torch.sigmoid(self.norm(self.conv(_mean_and_peak(x)))))
-
-    def make_identity(self) -> None:
-        """Open all gates: zero the norm and double the sigmoid.
-
-        A zero convolution would do too, but the norm divides by its spread, so that its gradient would explode.
-        """
-        _zero(self.norm)
-        self.factor = 2.0
-
-    def fold(self) -> float:
-        """Scale the convolution instead of the sigmoid; in training, too, the norm then sees the same."""
-        return _moved_factor(self, self.conv)
 
 
 class NormedCBAM(ChannelThenSpatial):
@@ -342,9 +322,8 @@ class ResidualCBAM(CBAM):
     def fold(self) -> float:
         """Scale the first layers of both parts instead of the sum."""
         factor, self.factor = self.factor, 1.0
-        with torch.no_grad():
-            self.channel.reduce.weight /= factor
-            self.spatial.conv.weight /= factor
+        _divide(self.channel.reduce, factor)
+        _divide(self.spatial.conv, factor)
         return factor
 
 
@@ -372,6 +351,8 @@ class EfficientChannelAttention(AttentionBlock):
         torch.Size([1, 64, 8, 8])
     """
 
+    first, last = "conv", "conv"
+
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
         _check_odd(kernel_size)
@@ -382,27 +363,16 @@ class EfficientChannelAttention(AttentionBlock):
         gate = self.factor * torch.sigmoid(self.conv(x.mean((2, 3))[:, None, :]))
         return x * gate[:, 0, :, None, None]
 
-    def make_identity(self) -> None:
-        """Open all gates: zero the convolution and double the sigmoid."""
-        _zero(self.conv)
-        self.factor = 2.0
-
-    def fold(self) -> float:
-        """Scale the convolution instead of the sigmoid."""
-        return _moved_factor(self, self.conv)
-
 
 def _zero(layer: nn.Module) -> None:
     for weight in layer.parameters():
         nn.init.zeros_(weight)
 
 
-def _moved_factor(block: AttentionBlock, first: nn.Linear | nn.Conv1d | nn.Conv2d) -> float:
-    """Divide the first layer's weights by the block's factor, set that to 1, and return what it was."""
-    factor, block.factor = block.factor, 1.0
+def _divide(layer: nn.Module, factor: float) -> None:
+    """Divide the weights of a layer, not its bias."""
     with torch.no_grad():
-        first.weight /= factor
-    return factor
+        layer.get_parameter("weight").div_(factor)
 
 
 def _mean_and_peak(x: Tensor) -> Tensor:

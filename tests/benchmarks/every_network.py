@@ -24,7 +24,8 @@ from placesearch.models.insertion import insert
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 
-SIZE = (3, 96, 96)
+SIDE = 96
+LARGER = {"inception_v3": 299}  # its auxiliary head does not take less
 BLOCKS = [
     BlockSetting("se", 4),
     BlockSetting("cbam", 4, 3),
@@ -50,14 +51,15 @@ class Outcome:
 def check(name: str) -> Outcome:
     """Put a block at every site of a network and compare."""
     torch.manual_seed(0)
+    size = (3, LARGER.get(name, SIDE), LARGER.get(name, SIDE))
     plain = load_backbone(name, 10)
-    sites = find_sites(plain, SIZE)
+    sites = find_sites(plain, size)
     placement = Placement({site.name: BLOCKS[index % len(BLOCKS)] for index, site in enumerate(sites)})
-    x = torch.randn(2, *SIZE)
+    x = torch.randn(2, *size)
     errors = {}
     for mode in ("train", "eval"):  # eval last: there no drop-path keeps a gradient from its block
         logits = []
-        for model in (plain, insert(plain, placement, input_size=SIZE, initial="identity")):
+        for model in (plain, insert(plain, placement, input_size=size, initial="identity")):
             torch.manual_seed(1)  # dropout and drop-path
             output = model.train(mode == "train")(x)
             logits.append(output if isinstance(output, torch.Tensor) else output[0])
@@ -86,9 +88,10 @@ def main() -> None:
     head = [
         "# Every network of torchvision",
         "",
-        f"{len(lines)} networks at {SIZE[1]}x{SIZE[2]}, batch 2, a block at every site (variants in turn), fp32, "
-        f"seed 0, torch {torch.__version__}, torchvision {torchvision.__version__}, {time.monotonic() - began:.0f} s "
-        f"on {torch.get_num_threads()} cores. Made by `python tests/benchmarks/every_network.py`.",
+        f"{len(lines)} networks at {SIDE}x{SIDE} (inception_v3: 299), batch 2, a block at every site (variants in turn)"
+        f", fp32, seed 0, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{time.monotonic() - began:.0f} s on {torch.get_num_threads()} cores. "
+        "Made by `python tests/benchmarks/every_network.py`.",
         "",
         f"| network | {' | '.join(KINDS)} | identity error, eval | identity error, train | blocks with a gradient |",
         "|---|" + "---:|" * (len(KINDS) + 3),
