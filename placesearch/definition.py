@@ -113,8 +113,8 @@ class Definition:
                 ("data", f"{config.data}: {counts} images in {self.num_classes} classes"),
                 (
                     "training",
-                    f"{self.protocol.epochs} epochs from scratch, batch {self.protocol.batch_size}, peak learning "
-                    f"rate {self.protocol.learning_rate:g}, {self.protocol.precision}",
+                    f"{_counted(self.protocol.epochs, 'epoch')} from scratch, batch {self.protocol.batch_size}, "
+                    f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}",
                 ),
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
@@ -206,6 +206,10 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, Sear
         definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
         _refuse_difference(stored, definition, without_splits=True)
     return definition, space, reference_placements(every)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:
