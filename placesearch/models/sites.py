@@ -49,7 +49,7 @@ def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
       blocks): of two maps that are added the one with the longer way from their nearest common ancestor, both where
       they are equally long, looked at before a drop-path, a dropout or a scale by a parameter;
     - `block`: what the module puts out that holds the whole residual unit, or, where none does, after the addition and
-      its activation; in a network without additions, after each convolution with its norm and activation;
+      its activation; in a network without such tensors, after each convolution with its norm and activation;
     - `stage`: the last `block` before the resolution falls, and the last of all;
     - `last`: the last feature map before the pooling or flattening that ends the convolutional part;
     - `head`: the map that is flattened into the first fully connected layer, if it has more than one pixel; else the
@@ -142,16 +142,10 @@ def _kinds(graph: Graph, names: dict[Node, list[str]]) -> dict[Node, set[str]]:
             if site is not None:
                 kinds.setdefault(site, set()).add("residual")
     pooled = _pooled(graph)
-    starts = additions or [n for n in graph.nodes if n.operation in _CONVOLUTIONS and n.is_map and n not in pooled]
-    blocks = []
-    for start in starts:
-        chain = [*_with_norm_and_activation(start, users)]
-        whole = [node for node, named in names.items() if additions and start.within in named]
-        block = next((node for node in [*whole, *reversed(chain)] if node in names), None)
-        if block is not None and block not in blocks:
-            blocks.append(block)
-            kinds.setdefault(block, set()).add("block")
-    blocks.sort(key=lambda node: node.index)
+    convolutions = [n for n in graph.nodes if n.operation in _CONVOLUTIONS and n.is_map and n not in pooled]
+    blocks = _blocks(additions, names, users, whole=True) or _blocks(convolutions, names, users, whole=False)
+    for block in blocks:
+        kinds.setdefault(block, set()).add("block")
     for index, block in enumerate(blocks):
         following = blocks[index + 1 : index + 2]
         if all(_pixels(after) < _pixels(block) for after in following):
@@ -162,6 +156,18 @@ def _kinds(graph: Graph, names: dict[Node, list[str]]) -> dict[Node, set[str]]:
         if node is not None:
             kinds.setdefault(node, set()).add(kind)
     return kinds
+
+
+def _blocks(
+    starts: list[Node], names: dict[Node, list[str]], users: dict[Node, list[Node]], *, whole: bool
+) -> list[Node]:
+    """Return for each start what the module around it puts out (if whole), or what follows it; only what has a name."""
+    blocks = set()
+    for start in starts:
+        around = [node for node, named in names.items() if whole and start.within in named]
+        chain = [node for node in _with_norm_and_activation(start, users) if node in names]
+        blocks.update((around or chain[::-1])[:1])
+    return sorted(blocks, key=lambda node: node.index)
 
 
 def _pixels(node: Node) -> int:
