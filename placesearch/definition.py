@@ -120,7 +120,6 @@ class Definition:
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             ),
             validation_images=self.splits["validation"],
-            seed=config.seed,
         )
 
     def lines(self, device: torch.device, space: SearchSpace, jobs: int) -> list[str]:

@@ -126,6 +126,16 @@ def test_a_validation_loss_that_is_not_finite_is_an_error(digits):
         Trainer(digits, protocol(), CPU).validate(model)
 
 
+def test_of_several_outputs_the_first_is_the_logits(digits):
+    class WithAuxiliary(Tiny):
+        def forward(self, x):
+            logits = super().forward(x)
+            return (logits, logits * float("nan")) if self.training else logits
+
+    torch.manual_seed(0)
+    assert trained(digits, WithAuxiliary(10)) == trained(digits, tiny())
+
+
 def test_a_train_split_smaller_than_a_batch_is_one_batch(digits):
     assert Trainer(digits, protocol(batch_size=5000, epochs=3), CPU).steps == 3
 

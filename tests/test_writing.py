@@ -11,7 +11,6 @@ SUBJECT = Subject(
     architecture=Architecture(backbone="resnet18", num_classes=10, input_size=(3, 32, 32)),
     facts=(("backbone", "resnet18"),),
     validation_images=100,
-    seed=0,
 )
 
 

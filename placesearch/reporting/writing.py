@@ -21,7 +21,6 @@ class Subject:
         architecture: Its backbone without blocks.
         facts: What was run, as pairs of a word and its value.
         validation_images: Images that a val_accuracy was measured on; None if unknown.
-        seed: The seed of every trial.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Subject:
     architecture: Architecture
     facts: tuple[tuple[str, str], ...]
     validation_images: int | None
-    seed: int
 
 
 def write_report(folder: Path, subject: Subject, records: Sequence[TrialRecord]) -> None:

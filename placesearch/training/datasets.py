@@ -51,10 +51,6 @@ class Data:
     classes: tuple[str, ...]
     flip: bool
 
-    def sizes(self) -> str:
-        """Return the number of images in each split, in words."""
-        return ", ".join(f"{len(self.splits[name].labels):,} {name}" for name in SPLITS)
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
