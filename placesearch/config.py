@@ -84,6 +84,7 @@ class StudyConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     input_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     stem: Literal["original", "small"] = "original"
+    weights: Annotated[str, Field(min_length=1)] | None = None
     blocks: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("se", "cbam")
     reductions: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)] = (
         4,

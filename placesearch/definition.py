@@ -18,6 +18,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.graph import InputSize
 from placesearch.models.sites import find_sites, last_map
+from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import Placement
 from placesearch.reporting.writing import Subject
 from placesearch.search.space import SearchSpace, make_space, reference_placements
@@ -38,6 +39,9 @@ DEFAULT_TRIALS = 50
 LEARNING_RATE, AT_BATCH_SIZE = 0.02, 8
 """The peak learning rate grows with the root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
 
+FINE_TUNING = 0.1
+"""Share of that rate where candidates start from weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -51,6 +55,7 @@ class Definition:
         sites: Channels, height and width at each site.
         splits: Number of images in each split; empty until the data are loaded.
         versions: Versions of what the numbers depend on.
+        weights: What weights candidates start from; None if they start from scratch.
     """
 
     config: StudyConfig
@@ -60,6 +65,7 @@ class Definition:
     sites: dict[str, list[int]]
     splits: dict[str, int]
     versions: dict[str, str]
+    weights: str | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +96,7 @@ class Definition:
             "input_size": list(self.input_size),
             "splits": self.splits,
             "versions": self.versions,
+            "weights": self.weights,
             "sites": self.sites,
         }
 
@@ -98,11 +105,13 @@ class Definition:
         config = {key: value for key, value in self.config.plain().items() if key not in RUN_FIELDS}
         sites = {f"site {name}": "x".join(map(str, shape)) for name, shape in self.sites.items()}
         splits = {f"{name} images": count for name, count in self.splits.items()}
-        return {**config, "classes": self.num_classes, **splits, **sites}
+        start = {"start": self.weights} if self.weights else {}
+        return {**config, "classes": self.num_classes, **start, **splits, **sites}
 
     def subject(self) -> Subject:
         """Return what reports say about the study."""
         config = self.config
+        start = f"{self.weights}, blocks as the identity" if self.weights else "scratch"
         counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS)
         return Subject(
             name=self.name,
@@ -113,7 +122,7 @@ class Definition:
                 ("data", f"{config.data}: {counts} images in {self.num_classes} classes"),
                 (
                     "training",
-                    f"{_counted(self.protocol.epochs, 'epoch')} from scratch, batch {self.protocol.batch_size}, "
+                    f"{_counted(self.protocol.epochs, 'epoch')} from {start}, batch {self.protocol.batch_size}, "
                     f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}",
                 ),
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),
@@ -163,6 +172,9 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, Sear
     is_digits = config.data == "digits"
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
+    checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
+    if checkpoint is not None:
+        load_weights(backbone, checkpoint)
     side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
     budget = DIGITS if is_digits else DEFAULTS
     filled: dict[str, Any] = {
@@ -189,17 +201,19 @@ def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, Sear
         fitting = tuple(reduction for reduction in config.reductions if reduction <= most)
         config = config.model_copy(update={"reductions": fitting or (1,)})
     space = make_space(sites, config.blocks, config.reductions, config.kernel_sizes)
+    rate = LEARNING_RATE * (filled["batch_size"] / AT_BATCH_SIZE) ** 0.5
     protocol = Protocol(
         epochs=filled["epochs"],
         batch_size=filled["batch_size"],
-        learning_rate=LEARNING_RATE * (filled["batch_size"] / AT_BATCH_SIZE) ** 0.5,
+        learning_rate=rate * (FINE_TUNING if checkpoint else 1.0),
         seed=config.seed,
         precision=pick_precision(device),
     )
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}
     shapes = {site.name: [site.channels, site.height, site.width] for site in sites}
-    definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions)
+    weights = checkpoint.name if checkpoint else None
+    definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions, weights)
     if (study_folder(definition.name) / "study.yaml").exists():
         stored = read_definition_of(definition.name)
         definition = replace(definition, protocol=stored.protocol, versions=stored.versions)

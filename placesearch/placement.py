@@ -42,9 +42,11 @@ class BlockSetting:
         if not _SETTING.fullmatch(self.block):
             raise PlacementError(f"'{self.block}' is no name of a block; expected a word such as 'se' or 'cbam'")
         if self.reduction is not None and self.reduction < 1:
-            raise PlacementError(f"reduction {self.reduction} of {self.block} is below 1")
+            raise PlacementError(f"reduction {self.reduction} of {self.block} is not allowed; allowed are 1, 2, 3, ...")
         if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
-            raise PlacementError(f"kernel size {self.kernel_size} of {self.block} is not odd and positive")
+            raise PlacementError(
+                f"kernel size {self.kernel_size} of {self.block} is not allowed; allowed are odd ones: 1, 3, 5, ..."
+            )
 
     def __str__(self) -> str:
         given = {short: getattr(self, name) for short, name in _SHORT.items()}
@@ -126,7 +128,10 @@ class Placement(Mapping[str, BlockSetting]):
             site, equals, setting = word.partition("=")
             if not equals:
                 raise PlacementError(f"cannot read '{word}'; expected SITE=BLOCK, such as 'layer1.0.bn2=se(r=16)'")
-            pairs.append((site, BlockSetting.parse(setting)))
+            try:
+                pairs.append((site, BlockSetting.parse(setting)))
+            except PlacementError as error:
+                raise PlacementError(f"site '{site}': {error}") from None
         if not pairs:
             raise PlacementError("the placement is empty; write 'none' for a network without blocks")
         return cls(pairs)

@@ -58,6 +58,7 @@ class TrialRecord:
         reference: Names of the reference placement that this is, if it is one.
         error: Why the trial failed, if it did.
         training_seconds: Wall time spent in training steps.
+        factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
     """
 
     trial: int
@@ -74,6 +75,7 @@ class TrialRecord:
     reference: str | None = None
     error: str | None = None
     training_seconds: float | None = None
+    factors: Mapping[str, float] | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Return the values of these objectives, each turned so that smaller is better.

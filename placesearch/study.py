@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, prepare, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
-from placesearch.evaluation.candidate import Evaluator
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
 from placesearch.models.architecture import Architecture
@@ -163,11 +162,11 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
                 lines=(*definition.lines(device, space, jobs), *notes),
             )
         )
+        assignment = Assignment(definition.plain, definition.protocol, config.data, str(device), config.weights)
         evaluators: Evaluators
         if jobs == 1:
-            evaluators = ThisProcess(Evaluator(definition.plain, definition.protocol, data, device), watch)
+            evaluators = ThisProcess(assignment.evaluator(data), watch)
         else:
-            assignment = Assignment(definition.plain, definition.protocol, config.data, str(device))
             evaluators = Workers(jobs, assignment, watch)
             del data
         try:

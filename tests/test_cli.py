@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import pty
 import resource
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import COMMAND
 
 from placesearch.cli.commands import cli
@@ -183,6 +185,11 @@ def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
         ([*TINY, "--trials", "0"], "trials"),
         ([*TINY, "--kernel-sizes", "4"], "not odd"),
         ([*TINY, "--jobs", "9"], "jobs"),
+        ([*TINY, "--weights", "nothing.pt"], "cannot read weights nothing.pt"),
+        ([*TINY, "--weights", "mine.py"], "mine.py is damaged, or holds more than tensors"),
+        ([*TINY, "--weights", "DEFAULT"], "no DEFAULT weights"),
+        (["sites", "--backbone", "vit_b_16"], "VisionTransformer has no feature maps"),
+        (["sites", "--backbone", "mine:tiny", "--blocks", "cbma"], "unknown block 'cbma'; did you mean 'cbam'"),
         ([*TINY, "--trails", "3"], "No such option"),
         (["run", "nothing.yaml"], "cannot read nothing.yaml"),
         (["report", "nothing"], "no study 'nothing'"),
@@ -217,6 +224,20 @@ def test_a_file_where_a_folder_should_be_gets_one_line(call):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "studies" in err
     assert Path("studies").read_text() == "in the way"
+
+
+def test_sites_are_listed_with_costs_and_the_attention_that_is_there_already(workplace):
+    out = CliRunner().invoke(cli, ["sites", "--backbone", "mine:tiny", "--input-size", "32", "--format", "csv"]).output
+    frame = pd.read_csv(io.StringIO(out)).set_index("site")
+    assert frame.loc["unit1.bn2", ["kinds", "channels", "height", "width"]].tolist() == ["residual", 8, 4, 4]
+    assert {"eca_params", "spatial_macs", "cbam_bn_params"} <= set(frame.columns)
+    assert frame.loc["unit1.bn2", ["se_macs", "se_params"]].tolist() == [16, 2 * 8 + 1 + 8]  # r=16 becomes r=8
+    assert frame.loc["unit1.bn2", ["spatial_macs", "spatial_params"]].tolist() == [2 * 49 * 16, 2 * 49 + 1]
+
+    out = CliRunner().invoke(cli, ["sites", "--backbone", "mobilenet_v3_small", "--blocks", "eca"]).output
+    assert "eca" in out
+    assert "cbam" not in out
+    assert "attention that it has already, in 9 modules: features.1.block.1," in out
 
 
 def test_every_command_and_option_has_help():

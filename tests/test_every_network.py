@@ -1,12 +1,12 @@
-"""A part of `benchmarks/every_network.py`, which looks at all networks of torchvision."""
+"""A part of `benchmarks/every_network.py`, which looks at all networks of torchvision and families of timm."""
 
 import random
 
 import pytest
 import torchvision
-from benchmarks.every_network import check
+from benchmarks.every_network import TIMM, check
 
-QUICK = ["resnet18", "vgg11", "mobilenet_v3_small"]
+QUICK = ["resnet18", "vgg11", "mobilenet_v3_small", "timm:regnetx_004"]
 HUGE = {
     "regnet_y_128gf",
     "convnext_large",
@@ -15,7 +15,7 @@ HUGE = {
 }  # minutes each; the benchmark has them
 CONVOLUTIONAL = [
     name
-    for name in torchvision.models.list_models(module=torchvision.models)
+    for name in [*torchvision.models.list_models(module=torchvision.models), *(f"timm:{name}" for name in TIMM)]
     if not name.startswith(("vit", "swin", "maxvit")) and name not in {*QUICK, *HUGE}
 ]
 
@@ -25,6 +25,7 @@ def judge(name):
     assert seen.errors["eval"] <= 1e-5
     assert seen.errors["train"] <= 1e-5
     assert seen.reached == seen.blocks > 0
+    assert seen.fold_errors["float64"] <= 1e-9  # a deep network with random weights blows fp32's rounding up
 
 
 @pytest.mark.parametrize("name", QUICK)

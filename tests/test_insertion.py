@@ -8,7 +8,7 @@ from networks import Tiny
 
 from placesearch.errors import PlacementError
 from placesearch.models.backbones import load_backbone
-from placesearch.models.insertion import fold, insert
+from placesearch.models.insertion import factors_of, fold, insert, set_factors
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 
@@ -105,7 +105,8 @@ def test_a_seed_makes_the_same_block_start_the_same_in_every_placement():
     ("text", "says"),
     [
         ("unit1.bn3=se(r=4)", "did you mean 'unit1.bn2'"),
-        ("unit1.bn2=se(r=9)", "site 'unit1.bn2' with 8 channels: reduction 9"),
+        ("unit1.bn2=se(r=9)", "site 'unit1.bn2' with 8 channels: reduction 9 is not allowed; allowed are 1..8"),
+        ("unit1.bn2=se(k=3)", "needs the settings reduction (1..8) and no others"),
         ("unit1.bn2=cbma(r=4,k=3)", "did you mean 'cbam'"),
     ],
 )
@@ -175,6 +176,55 @@ def test_folding_leaves_a_block_alone_that_follows_on_no_affine_layer():
     x = torch.randn(2, *SIZE)
     assert folded.unit1.attention.factor == 2.0
     assert torch.equal(folded(x), model(x))
+
+
+def test_folding_finds_the_norm_within_the_module_that_names_the_site():
+    norm = timm.layers.BatchNormAct2d(8, apply_act=False)  # its tensor's innermost module is an identity
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), norm, torch.nn.Conv2d(8, 8, 3))
+    model = insert(plain, Placement.parse("1=cbam(r=4,k=3)"), input_size=SIZE, initial="identity").eval()
+    folded, x = fold(model), torch.randn(2, *SIZE)
+    assert (factors_of(model), factors_of(folded)) == ({"1.drop": 4.0}, {})
+    torch.testing.assert_close(folded(x), model(x))
+
+
+class Shared(torch.nn.Module):
+    """One convolution that makes two maps, of which only one ends in a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mark, self.end = torch.nn.Conv2d(3, 8, 3), torch.nn.Identity(), torch.nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.end(self.mark(self.conv(x)) + self.conv(-x))
+
+
+class Standardised(torch.nn.Conv2d):
+    """A convolution with a weight made of its weight, which no scale changes."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.norm(), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("plain", "site"),
+    [
+        (Shared(), "mark"),
+        (torch.nn.Sequential(Standardised(3, 8, 3), torch.nn.Conv2d(8, 8, 3)), "0"),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8, affine=False)), "1"),
+    ],
+)
+def test_folding_scales_no_layer_that_would_change_more_than_the_site(plain, site):
+    torch.manual_seed(0)
+    plain.append(torch.nn.Conv2d(8, 8, 3)) if isinstance(plain, torch.nn.Sequential) else None
+    model = insert(plain, Placement.parse(f"{site}=se(r=4)"), input_size=SIZE, initial="identity").eval()
+    x = torch.randn(2, *SIZE)
+    assert torch.equal(fold(model)(x), model(x))
+    assert factors_of(fold(model)) == {site: 2.0}
+
+
+def test_a_factor_without_its_block_is_refused():
+    with pytest.raises(PlacementError, match="'unit2' has no block"):
+        set_factors(insert(Tiny(10), BOTH, input_size=SIZE), {"unit2": 2.0})
 
 
 def test_folding_leaves_a_norm_alone_that_ends_in_an_activation():

@@ -1,12 +1,15 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Tiny, Unit
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
+from placesearch.models.insertion import insert
 from placesearch.models.sites import find_sites, last_map
+from placesearch.placement import Placement
 
 
 def of_kind(sites, kind):
@@ -244,6 +247,106 @@ def test_gates_of_built_in_attention_are_no_sites():
     assert not [name for name in names if "fc1" in name or "fc2" in name]
     sites = find_sites(nn.Sequential(nn.Conv2d(3, 32, 3), SqueezeExcitation(32, 8), nn.Conv2d(32, 8, 3)), (3, 8, 8))
     assert of_kind(sites, "block") == ["0", "2"]
+
+
+def gates(sites):
+    return [gate for site in sites for gate in site.gates]
+
+
+# Units with squeeze-and-excitation (or the like) by the papers' tables
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("mobilenet_v3_small", 9),  # Howard et al. 2019, table 2
+        ("mobilenet_v3_large", 8),  # the same, table 1
+        ("efficientnet_b0", 16),  # Tan and Le 2019, table 1: all
+        ("regnet_y_400mf", 1 + 3 + 6 + 6),  # Radosavovic et al. 2020, figure 17: all
+        ("regnet_x_400mf", 0),
+        ("resnet18", 0),
+        ("timm:seresnet18", 8),
+        ("timm:ecaresnet26t", 8),
+        ("timm:skresnet18", 8),
+        ("timm:resnest14d", 4),
+    ],
+)
+def test_attention_that_a_network_has_already_is_seen(name, count):
+    seen = gates(find_sites(name, (3, 128, 128)))
+    assert len(seen) == len(set(seen)) == count
+
+
+def test_attention_over_channels_and_pixels_is_seen_whatever_it_is_made_of():
+    plain = nn.Sequential(Unit(8), nn.Conv2d(8, 8, 3))
+    text = "0.bn2=cbam(r=2,k=3) 1=eca(k=3)"
+    model = insert(plain, Placement.parse(text), input_size=(8, 8, 8))
+    assert gates(find_sites(model, (8, 8, 8))) == [
+        "0.bn2.attention.channel", "0.bn2.attention.spatial", "1.attention"
+    ]  # fmt: skip
+
+
+class WithAuxiliaryHead(nn.Module):
+    """Two units; in training a second classifier looks at the map between them, and a tuple comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.unit1, self.unit2 = nn.Conv2d(3, 8, 3, stride=2), Unit(8), Unit(8)
+        self.auxiliary = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.unit1(self.stem(x))
+        auxiliary = self.auxiliary(x) if self.training else None
+        x = self.head(self.unit2(x).mean((2, 3)))
+        return (x, auxiliary) if self.training else x
+
+
+def test_a_network_with_an_auxiliary_head_is_looked_at_as_it_is_used():
+    model = WithAuxiliaryHead()
+    sites = find_sites(model, (3, 16, 16))
+    assert of_kind(sites, "residual") == ["unit1.bn2", "unit2.bn2"]
+    assert of_kind(sites, "stage") == of_kind(sites, "last") == ["unit2"]
+    inserted = insert(model, Placement.parse("unit1.bn2=se(r=2) unit2=se(r=2)"), input_size=(3, 16, 16))
+    logits, auxiliary = inserted.train()(torch.randn(4, 3, 16, 16))
+    (logits.sum() + auxiliary.sum()).backward()
+    assert inserted.unit2.attention.expand.weight.grad.abs().sum() > 0
+
+
+def plain_convolutions(*, norm):
+    layers = []
+    for before, after in ((3, 8), (8, 8), (8, 16)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+        layers += [nn.BatchNorm2d(after)] if norm else []
+        layers += [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 4, 10))
+
+
+@pytest.mark.parametrize(("norm", "blocks"), [(True, ["2", "5", "8"]), (False, ["1", "3", "5"])])
+def test_a_plain_sequential_has_a_block_after_each_activation(norm, blocks):
+    model = plain_convolutions(norm=norm)
+    sites = find_sites(model, (3, 16, 16))
+    assert of_kind(sites, "residual") == []
+    assert of_kind(sites, "block") == of_kind(sites, "stage") == blocks
+    assert of_kind(sites, "last") == of_kind(sites, "head") == blocks[-1:]
+    inserted = insert(model, Placement.parse(f"{blocks[1]}=cbam(r=2,k=3)"), input_size=(3, 16, 16))
+    assert inserted(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+class Functional(nn.Module):
+    """Functional activations after two convolutions of which one is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.end = (nn.Conv2d(*width, 3, padding=1) for width in ((3, 8), (8, 8), (8, 8)))
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        for _ in range(2):
+            x = F.relu(self.again(x), inplace=True)
+        return F.silu(self.end(x)).mean((2, 3))
+
+
+def test_before_functional_activations_the_convolutions_are_the_sites():
+    sites = find_sites(Functional(), (3, 8, 8))
+    assert of_kind(sites, "block") == ["first", "end"]  # `again` puts out two tensors
 
 
 def test_networks_without_feature_maps_get_one_line():

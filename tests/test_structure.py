@@ -42,6 +42,7 @@ THIRD_PARTY = {
     "PIL": {"training"},
     "numpy": {"front", "training", "search"},
     "filelock": {"search", "study"},
+    "safetensors": {"models"},
 }
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

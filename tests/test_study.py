@@ -6,6 +6,7 @@ import torch
 
 import placesearch as ps
 from placesearch.errors import InputError, StudyError
+from placesearch.models.backbones import load_backbone
 from placesearch.records import StepEnded, StudyBegan, TrialBegan, TrialEnded
 
 TIMES = ["seconds", "latency_ms", "training_seconds"]
@@ -195,6 +196,24 @@ def test_any_blocks_at_any_kinds_of_sites_can_be_searched(workplace):
         "mine:Gate",
     }
     assert {site for placement in suggested for site in placement} <= {"unit2"}
+
+
+def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace):
+    torch.save(load_backbone("mine:tiny", 1000).state_dict(), "w.pt")
+    one = ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=5))
+    assert {record.state for record in one.records} == {"COMPLETE"}
+    assert "from w.pt (sha256" in (one.folder / "summary.md").read_text()
+    two = ps.run(config(name="t", weights="w.pt", sites="residual,block", trials=5, jobs=2))
+    frames = [study.trials_frame().drop(columns=TIMES) for study in (one, two)]
+    pd.testing.assert_frame_equal(*frames)
+    after_block = next(record for record in one.records if record.reference == "cbam-after-every-block")
+    assert after_block.factors == {"unit1": 4.0, "unit2": 4.0}
+
+    torch.save(load_backbone("mine:tiny", 1000).state_dict(), "w.pt")
+    with pytest.raises(StudyError, match="start w.pt"):
+        ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=6))
+    with pytest.raises(StudyError, match="weights w.pt -> None"):
+        ps.run(config(name="s", sites="residual,block", trials=6))
 
 
 def test_a_loaded_study_equals_the_one_that_was_run(workplace):

@@ -16,7 +16,7 @@ from placesearch.cli.view import make_view, show_result, show_sites, show_studie
 from placesearch.config import StudyConfig, read_definition
 from placesearch.costs import block_costs
 from placesearch.errors import InputError, PlacesearchError
-from placesearch.models.blocks import BLOCKS
+from placesearch.models.blocks import BLOCKS, block_named
 from placesearch.models.code import names_code
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting
@@ -33,6 +33,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "batch_size": ("N", "Images a training step."),
     "input_size": ("N", "Height and width of the input in pixels."),
     "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),
+    "weights": ("DEFAULT|FILE", "Start from torchvision's pretrained weights or a checkpoint, blocks as the identity."),
     "blocks": ("LIST", f"Of {', '.join(BLOCKS)}, or package.module:Class.  [default: se,cbam]"),
     "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
     "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),
@@ -100,15 +101,23 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
 @click.option(
     "--stem", default="original", show_default=True, type=click.Choice(["original", "small"]), help="The stem."
 )
+@click.option("--blocks", metavar="LIST", help="Blocks to count.  [default: se,cbam; all of them in csv]")
 @click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print the sites.")
-def sites_command(backbone: str, input_size: int, stem: str, form: str) -> None:
-    """List the sites of a backbone, with what a block costs there.
+def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None, form: str) -> None:
+    """List the sites of a backbone, with what a block costs there, and what attention it has already.
 
-    SE has r=16 and CBAM r=16, k=7; a site with fewer channels has that many as r.
+    Blocks are counted with r=16 (a site with fewer channels has that many as r) and k=7. Any r from 1 to a site's
+    channels and any odd k is legal there.
     """
     size = (3, input_size, input_size)
+    names = blocks.split(",") if blocks else [*BLOCKS] if form == "csv" else ["se", "cbam"]
+    usual = {"reduction": 16, "kernel_size": 7}
+    settings = {
+        name: BlockSetting(name, **{setting: usual[setting] for setting in block_named(name).settings})
+        for name in names
+    }
     sites = find_sites(backbone, size, stem)
-    frame = sites_frame(sites, block_costs(sites, {"se": BlockSetting("se", 16), "cbam": BlockSetting("cbam", 16, 7)}))
+    frame = sites_frame(sites, block_costs(sites, settings))
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     else:

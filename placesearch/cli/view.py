@@ -183,7 +183,13 @@ def show_sites(frame: pd.DataFrame, title: str) -> None:
     for row in frame.to_dict("records"):
         costs = (f"{row[f'{block}_macs']:,}, {row[f'{block}_params']:,}" for block in blocks)
         table.add_row(row["site"], row["kinds"], str(row["channels"]), f"{row['height']}x{row['width']}", *costs)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    built_in = " ".join(frame["attention"]).split()
+    if built_in:
+        console.print(
+            f"\nattention that it has already, in {len(built_in)} modules: {', '.join(built_in)}", highlight=False
+        )
 
 
 def show_studies(studies: Sequence[Study]) -> None:

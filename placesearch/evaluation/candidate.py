@@ -10,7 +10,9 @@ import torch
 from placesearch.costs import profile
 from placesearch.errors import TrainingError
 from placesearch.models.architecture import Architecture
+from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
+from placesearch.models.weights import Checkpoint
 from placesearch.records import StepEnded, Task, TrialRecord
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
@@ -26,10 +28,18 @@ class Evaluator:
         protocol: How to train.
         data: What to train on.
         device: Where to.
+        checkpoint: Weights that candidates start from, their blocks as the identity; None if they start from scratch.
     """
 
-    def __init__(self, plain: Architecture, protocol: Protocol, data: Data, device: torch.device) -> None:
-        self._plain, self._protocol, self._device = plain, protocol, device
+    def __init__(
+        self,
+        plain: Architecture,
+        protocol: Protocol,
+        data: Data,
+        device: torch.device,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self._plain, self._protocol, self._device, self._checkpoint = plain, protocol, device, checkpoint
         self._trainer = Trainer(data, protocol, device)
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
@@ -47,9 +57,10 @@ class Evaluator:
         try:
             with _steady(self._device, self._protocol.threads):
                 architecture = self._plain.model_copy(update={"placement": task.placement})
-                model = architecture.build(seed=self._protocol.seed, sites=self._sites)
+                start: dict[str, Any] = {"weights": self._checkpoint, "initial": "identity"} if self._checkpoint else {}
+                model = architecture.build(seed=self._protocol.seed, sites=self._sites, **start)
                 cost = profile(model, self._plain.input_size)
-                measured |= {"macs": cost.macs, "params": cost.params}
+                measured |= {"macs": cost.macs, "params": cost.params, "factors": factors_of(fold(model)) or None}
                 spent, before = 0.0, time.perf_counter()
                 for step in trainer.train(model):
                     spent += time.perf_counter() - before
@@ -75,12 +86,19 @@ class Evaluator:
 
 @contextmanager
 def _steady(device: torch.device, threads: int) -> Iterator[None]:
-    """Fix what a score depends on besides the protocol: threads on a processor, algorithms on a GPU."""
+    """Fix what a score depends on besides the protocol: threads on a processor, algorithms on a GPU.
+
+    The process's own random numbers go on afterwards as if nothing had happened.
+    """
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(threads)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        devices = [device] if device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        ):
             yield
     finally:
         torch.set_num_threads(before)

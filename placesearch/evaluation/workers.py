@@ -22,8 +22,9 @@ import torch
 from placesearch.errors import PlacesearchError, StudyError
 from placesearch.evaluation.candidate import Evaluator, Watch
 from placesearch.models.architecture import Architecture
+from placesearch.models.weights import read_weights
 from placesearch.records import StepEnded, Task, TrialRecord
-from placesearch.training.datasets import load_data
+from placesearch.training.datasets import Data, load_data
 from placesearch.training.loop import Protocol
 
 TOLD_EVERY = 0.2
@@ -39,17 +40,20 @@ class Assignment:
         protocol: How to train.
         data: The data set's name or path.
         device: Where to train.
+        weights: What candidates start from, as `read_weights` takes it; None for scratch.
     """
 
     plain: Architecture
     protocol: Protocol
     data: str
     device: str
+    weights: str | None = None
 
-    def evaluator(self) -> Evaluator:
-        """Load the data and get ready."""
-        data = load_data(self.data, self.plain.input_size[1])
-        return Evaluator(self.plain, self.protocol, data, torch.device(self.device))
+    def evaluator(self, data: Data | None = None) -> Evaluator:
+        """Load weights, and the data if they are not loaded yet, and get ready."""
+        data = data or load_data(self.data, self.plain.input_size[1])
+        checkpoint = read_weights(self.weights, self.plain.backbone) if self.weights else None
+        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint)
 
 
 class Evaluators(Interface):

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 from torch import nn
 
 from placesearch.config import first_problem, read_yaml
 from placesearch.errors import InputError, PlacementError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.code import names_code
-from placesearch.models.insertion import insert
+from placesearch.models.insertion import factors_of, insert, set_factors
 from placesearch.models.sites import Site
+from placesearch.models.weights import Checkpoint, load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
 
 _ENTRY_KEYS = {"site", "block", "reduction", "kernel_size"}
@@ -33,7 +34,10 @@ def _read_placement(value: Any) -> Any:
         for key, number in numbers.items():
             if type(number) is not int or not 1 <= number <= 1_000_000:
                 raise ValueError(f"{key} {number!r:.50} is no whole number within 1..1000000")
-        pairs.append((str(entry["site"]), BlockSetting(str(entry["block"]), **numbers)))
+        try:
+            pairs.append((str(entry["site"]), BlockSetting(str(entry["block"]), **numbers)))
+        except PlacementError as error:
+            raise PlacementError(f"site '{entry['site']}': {error}") from None
     return Placement(pairs)
 
 
@@ -67,6 +71,7 @@ class Architecture(BaseModel):
         num_classes: Width of the classifier.
         input_size: Channels, height and width of the input.
         placement: Which block goes where.
+        factors: For blocks that started as the identity and could not be folded, what their gates are multiplied by.
         stem: `original` or `small`; see `load_backbone`.
         found: Where it comes from.
 
@@ -92,6 +97,7 @@ class Architecture(BaseModel):
         Annotated[int, Field(ge=1, le=64)], Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]
     ]
     placement: Annotated[Placement, BeforeValidator(_read_placement), PlainSerializer(_write_placement)] = Placement()
+    factors: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
     found: Found | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -99,6 +105,13 @@ class Architecture(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError(first_problem(error)) from None
+
+    @model_validator(mode="after")
+    def _factors_have_blocks(self) -> Self:
+        for site in self.factors:
+            if site not in self.placement:
+                raise ValueError(f"factors: there is no block at '{site}'")
+        return self
 
     @classmethod
     def load(cls, path: str | Path, allow: Collection[str] = ()) -> Self:
@@ -139,22 +152,35 @@ class Architecture(BaseModel):
         """Return the text of the architecture file."""
         content = self.model_dump(mode="json", exclude_none=True)
         found = content.pop("found", None)
+        if not self.factors:
+            del content["factors"]
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
         return text + (yaml.safe_dump({"found": found}, sort_keys=False) if found else "")
 
     def build(
-        self, num_classes: int | None = None, *, seed: int | None = None, sites: Sequence[Site] | None = None
+        self,
+        num_classes: int | None = None,
+        *,
+        weights: str | Path | Checkpoint | None = None,
+        initial: str = "standard",
+        seed: int | None = None,
+        sites: Sequence[Site] | None = None,
     ) -> nn.Module:
-        """Build the model with fresh weights.
+        """Build the model.
 
         Args:
             num_classes: Width of the classifier, if another than the architecture's own.
-            seed: Makes the weights a function of this seed: the backbone's are the same for every placement, and
+            weights: What to start from: `DEFAULT` (torchvision's or timm's pretrained weights), a checkpoint file of
+                the plain backbone or of this model, or one that was read already. A classifier of another width and
+                blocks that the checkpoint lacks keep fresh weights. None: all weights are fresh.
+            initial: How fresh blocks start, `standard` or `identity`; see `insert`.
+            seed: Makes fresh weights a function of this seed: the backbone's are the same for every placement, and
                 the same block at the same site starts the same. None takes torch's global random numbers.
             sites: The backbone's sites, where they are known already.
 
         Raises:
-            BackboneError: If the backbone cannot be built.
+            BackboneError: If the backbone cannot be built, or the weights do not fit it.
+            InputError: If the weights cannot be read.
             PlacementError: If the backbone cannot take the placement.
         """
         classes = self.num_classes if num_classes is None else num_classes
@@ -165,6 +191,22 @@ class Architecture(BaseModel):
                 torch.manual_seed(seed)
                 backbone = load_backbone(self.backbone, classes, self.stem)
         try:
-            return insert(backbone, self.placement, input_size=self.input_size, sites=sites, seed=seed)
+            model = insert(
+                backbone, self.placement, input_size=self.input_size, sites=sites, seed=seed, initial=initial
+            )
         except PlacementError as error:
             raise PlacementError(f"{self.backbone}: {error}") from None
+        if initial == "standard":
+            set_factors(model, self.factors)
+        if weights is not None:
+            checkpoint = weights if isinstance(weights, Checkpoint) else read_weights(weights, self.backbone)
+            load_weights(model, checkpoint)
+        return model
+
+    def with_factors_of(self, model: nn.Module) -> Self:
+        """Return the architecture with the factors that the blocks of its model have, to save it with them.
+
+        Args:
+            model: What `build` returned, trained perhaps, and perhaps folded since.
+        """
+        return self.model_copy(update={"factors": factors_of(model)})

@@ -64,9 +64,12 @@ def _from_timm(name: str, num_classes: int) -> nn.Module:
     except ImportError:
         raise BackboneError(f"'timm:{name}' needs timm: pip install 'placesearch[timm]'") from None
     known = timm.list_models()
-    if name not in known:
+    if name.split(".")[0] not in known:  # a tag of its pretrained weights may follow
         raise BackboneError(f"timm has no network '{name}'{did_you_mean(name, known)}")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes)  # type: ignore[no-any-return]
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise BackboneError(f"timm cannot make '{name}': {error}") from None
 
 
 def _shrink_stem(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ in `BLOCKS` and a row in the tests.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +25,8 @@ class AttentionBlock(nn.Module):
     """A block that can start as the identity.
 
     Its gate is `factor` * sigmoid(...). The factor is 1 as the authors have it. A block that is made the identity gets
-    a factor of 2, to make up for sigmoid(0) = 1/2, and its last layer before the sigmoid is set to zero.
+    a factor of 2, to make up for sigmoid(0) = 1/2, and its last layer before the sigmoid is set to zero. The factor is
+    no weight: it is not part of a `state_dict`, architecture files record it where it is not 1.
     """
 
     first: ClassVar[str]
@@ -182,6 +184,15 @@ class ChannelThenSpatial(AttentionBlock):
         super().__init__()
         self.channel, self.spatial = channel, spatial
 
+    @property
+    def factor(self) -> float:
+        """The product of the factors of both gates, which share it equally."""
+        return self.channel.factor * self.spatial.factor
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        self.channel.factor = self.spatial.factor = math.sqrt(value)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
         return self.spatial(self.channel(x))  # type: ignore[no-any-return]
@@ -193,8 +204,8 @@ class ChannelThenSpatial(AttentionBlock):
 
     def fold(self) -> float:
         """Fold both parts; the channel one makes up for both, because the spatial one reads what it puts out."""
-        spatial = self.spatial.fold()
-        factor = self.channel.factor * spatial
+        factor = self.factor
+        self.spatial.fold()
         self.channel.factor = 1.0
         _divide(self.channel.reduce, factor)
         return factor
@@ -305,6 +316,8 @@ class ResidualCBAM(CBAM):
         torch.Size([1, 64, 8, 8])
     """
 
+    factor: float = 1.0  # of the sum, not of the gates
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map plus the map, times the factor."""
         weighted = super().forward(x)
@@ -386,7 +399,7 @@ def _window(channels: int, kernel_size: int, *, bias: bool) -> nn.Conv2d:
 
 def _check_odd(kernel_size: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise PlacementError(f"kernel size {kernel_size} is not odd and positive")
+        raise PlacementError(f"kernel size {kernel_size} is not allowed; allowed are odd ones: 1, 3, 5, ...")
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,26 +409,37 @@ class Block:
     Args:
         make: Builds the block for a number of channels, with its settings by name.
         settings: Which settings it has, of `reduction` and `kernel_size`.
+        source: Where its formula comes from.
         over_channels: Whether the window of kernel_size runs over channels instead of pixels.
     """
 
     make: Callable[..., nn.Module]
     settings: tuple[str, ...]
+    source: str
     over_channels: bool = False
+
+    def legal(self, channels: int) -> dict[str, str]:
+        """Say which values each of its settings may have at a site with so many channels."""
+        values = {"reduction": f"1..{channels}", "kernel_size": "1, 3, 5, ..."}
+        return {setting: values[setting] for setting in self.settings}
 
     def largest_window(self, channels: int, side: int) -> int:
         """Return the largest kernel size of which every part can meet the map."""
         return 2 * (channels if self.over_channels else side) - 1
 
 
+_SE = "Hu et al. 2018, arXiv:1709.01507"
+_CBAM = "Woo et al. 2018, arXiv:1807.06521"
+_ECA = "Wang et al. 2020, arXiv:1910.03151"
+
 BLOCKS: dict[str, Block] = {
-    "se": Block(SqueezeExcitation, ("reduction",)),
-    "cbam": Block(CBAM, ("reduction", "kernel_size")),
-    "cbam_bn": Block(NormedCBAM, ("reduction", "kernel_size")),
-    "cbam_residual": Block(ResidualCBAM, ("reduction", "kernel_size")),
-    "channel": Block(ChannelAttention, ("reduction",)),
-    "spatial": Block(lambda _channels, kernel_size: SpatialAttention(kernel_size), ("kernel_size",)),
-    "eca": Block(lambda _channels, kernel_size: EfficientChannelAttention(kernel_size), ("kernel_size",), True),
+    "se": Block(SqueezeExcitation, ("reduction",), _SE),
+    "cbam": Block(CBAM, ("reduction", "kernel_size"), _CBAM),
+    "cbam_bn": Block(NormedCBAM, ("reduction", "kernel_size"), f"{_CBAM}, with the norm of the authors' code"),
+    "cbam_residual": Block(ResidualCBAM, ("reduction", "kernel_size"), f"{_CBAM}, plus the input, as in tutorials"),
+    "channel": Block(ChannelAttention, ("reduction",), f"{_CBAM}, eq. 2"),
+    "spatial": Block(lambda _channels, kernel_size: SpatialAttention(kernel_size), ("kernel_size",), f"{_CBAM}, eq. 3"),
+    "eca": Block(lambda _channels, kernel_size: EfficientChannelAttention(kernel_size), ("kernel_size",), _ECA, True),
 }
 """Every block by the name it has in a placement."""
 
@@ -427,7 +451,7 @@ def hidden_channels(channels: int, reduction: int) -> int:
         PlacementError: If the reduction is below 1 or above the number of channels.
     """
     if not 1 <= reduction <= channels:
-        raise PlacementError(f"reduction {reduction} is not within 1..{channels}, the number of channels")
+        raise PlacementError(f"reduction {reduction} is not allowed; allowed are 1..{channels}, the number of channels")
     return channels // reduction
 
 
@@ -445,7 +469,7 @@ def block_named(name: str) -> Block:
         taken = inspect.signature(made).parameters
         if "channels" not in taken:
             raise PlacementError(f"block '{name}' does not take 'channels'")
-        return Block(made, tuple(setting for setting in SETTINGS if setting in taken))
+        return Block(made, tuple(setting for setting in SETTINGS if setting in taken), name)
     if name not in BLOCKS:
         known = f"{', '.join(BLOCKS)}, or your own as package.module:Class"
         raise PlacementError(f"unknown block '{name}'{did_you_mean(name, BLOCKS)}; known: {known}")
@@ -461,7 +485,8 @@ def make_block(setting: BlockSetting, channels: int) -> nn.Module:
     block = block_named(setting.block)
     given = {name: value for name in SETTINGS if (value := getattr(setting, name)) is not None}
     if set(given) != set(block.settings):
-        needs = f"needs the settings {', '.join(block.settings)} and no others" if block.settings else "has no settings"
+        legal = ", ".join(f"{name} ({values})" for name, values in block.legal(channels).items())
+        needs = f"needs the settings {legal} and no others" if legal else "has no settings"
         raise PlacementError(f"block '{setting}' {needs}")
     return block.make(channels, **given)
 

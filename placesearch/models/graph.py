@@ -34,6 +34,8 @@ class Node:
             that meaning.
         within: The innermost module that was running.
         dims: The dimensions over which it was reduced, if the operation said so.
+        parameters: Names of the model's parameters that the operation took; empty if it also took other tensors that
+            are neither parameters nor buffers, such as a weight made of another one.
     """
 
     index: int
@@ -43,6 +45,7 @@ class Node:
     order: tuple[int, ...] | None
     within: str = ""
     dims: tuple[int, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -98,7 +101,7 @@ def _recorded(model: nn.Module, input_size: InputSize, device: str) -> Graph:
 
 _REDUCING = {"mean", "sum", "amax", "max", "std", "var"}
 _SHAPE_CHANGING = {"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "unfold", "fold"}
-_PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim"}
+PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim"}
 
 
 class _Recorder(TorchFunctionMode):
@@ -110,12 +113,14 @@ class _Recorder(TorchFunctionMode):
         self._at: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # an id is only unique while its object lives
         self._running = [""]
+        self._parameters = {id(tensor): name for name, tensor in model.named_parameters()}
+        self._buffers = {id(tensor) for tensor in model.buffers()}
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._begin_call(name))
             module.register_forward_hook(self._end_call(name))
 
     def begin(self, image: Tensor) -> Tensor:
-        self._note(image, "input", (), NCHW, ())
+        self._note(image, "input", (), NCHW)
         return image
 
     def __torch_function__(
@@ -129,11 +134,17 @@ class _Recorder(TorchFunctionMode):
         if not sources:
             return result
         operation = _plain_name(func)
+        if operation.endswith("_as"):  # the second tensor only lends its shape or type
+            sources = sources[:1]
         dims = _dims(args, kwargs) if operation in _REDUCING else ()
+        others = [key for key in given if key not in self._at and key not in self._buffers]
+        known = all(key in self._parameters for key in others)
+        parameters = tuple(self._parameters[key] for key in others) if known else ()
         for tensor in _tensors(result):
             if id(tensor) in self._at and versions.get(id(tensor)) == tensor._version:
                 continue  # handed through unchanged, as a dropout does in eval mode
-            self._note(tensor, operation, sources, _order(operation, sources, args, kwargs, tensor), dims)
+            order = _order(operation, sources, args, kwargs, tensor)
+            self._note(tensor, operation, sources, order, dims, parameters)
         return result
 
     def _note(
@@ -142,9 +153,11 @@ class _Recorder(TorchFunctionMode):
         operation: str,
         inputs: tuple[Node, ...],
         order: tuple[int, ...] | None,
-        dims: tuple[int, ...],
+        dims: tuple[int, ...] = (),
+        parameters: tuple[str, ...] = (),
     ) -> None:
-        node = Node(len(self.graph.nodes), operation, inputs, tuple(tensor.shape), order, self._running[-1], dims)
+        number, shape = len(self.graph.nodes), tuple(tensor.shape)
+        node = Node(number, operation, inputs, shape, order, self._running[-1], dims, parameters)
         self.graph.nodes.append(node)
         self._at[id(tensor)] = node
         self._alive.append(tensor)
@@ -203,7 +216,7 @@ def _order(
     known = [node.order for node in inputs if node.order is not None and len(node.shape) == 4]
     if operation in _SHAPE_CHANGING or not known:
         return None
-    if operation in _PERMUTING:
+    if operation in PERMUTING:
         return tuple(known[0][index] for index in _moved(operation, args[1:], kwargs))
     return known[0]
 

@@ -1,7 +1,7 @@
 """Blocks into networks."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -13,9 +13,6 @@ from placesearch.models.blocks import AttentionBlock, make_block
 from placesearch.models.graph import InputSize
 from placesearch.models.sites import Site, every_site
 from placesearch.placement import BlockSetting, Placement
-
-_AFFINE = {nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.Conv2d, nn.ConvTranspose2d}
-"""Layers whose output is their weight times something plus their bias. Subclasses may do more, an activation say."""
 
 
 def insert(
@@ -74,6 +71,7 @@ def insert(
         except PlacementError as error:
             raise PlacementError(f"site '{name}' with {known[name].channels} channels: {error}") from None
         reference = next(module.parameters(), None)
+        block.scaled_by = known[name].scaled_by  # type: ignore[assignment]  # for `fold`
         module.add_module("attention", block if reference is None else block.to(reference.device, reference.dtype))
         if not isinstance(module, nn.Sequential):  # which runs its last child anyway
             module.register_forward_hook(_attend)
@@ -87,18 +85,49 @@ def fold(model: nn.Module) -> nn.Module:
     its own first layers. Elsewhere, after an activation say, it stays.
 
     Args:
-        model: A network from `insert`; left unchanged.
+        model: A network from `insert`, not a part of it and not one that holds it; left unchanged.
     """
     model = copy.deepcopy(model)
-    for module in model.modules():
-        block = getattr(module, "attention", None)
-        affine = [weight for name, weight in module.named_parameters(recurse=False) if name in ("weight", "bias")]
-        if isinstance(block, AttentionBlock) and type(module) in _AFFINE and affine:
+    for block in [module.attention for module in model.modules() if hasattr(module, "attention")]:
+        scaled_by = getattr(block, "scaled_by", ())
+        if isinstance(block, AttentionBlock) and scaled_by:
             factor = block.fold()
             with torch.no_grad():
-                for weight in affine:
-                    weight.mul_(factor)
+                for name in scaled_by:
+                    model.get_parameter(name).mul_(factor)
     return model
+
+
+def factors_of(model: nn.Module) -> dict[str, float]:
+    """Return what the gates of blocks are multiplied by, where that is not 1.
+
+    Args:
+        model: A network from `insert` or `fold`.
+
+    Returns:
+        Names of sites and the `factor` of the block there.
+    """
+    blocks = {name: getattr(module, "attention", None) for name, module in model.named_modules()}
+    factors = {name: getattr(block, "factor", None) for name, block in blocks.items() if isinstance(block, nn.Module)}
+    return {name: factor for name, factor in factors.items() if isinstance(factor, float) and factor != 1.0}
+
+
+def set_factors(model: nn.Module, factors: Mapping[str, float]) -> None:
+    """Set what the gates of blocks are multiplied by, in place.
+
+    Args:
+        model: A network from `insert`.
+        factors: What `factors_of` returned for such a network.
+
+    Raises:
+        PlacementError: If a block has no factor.
+    """
+    blocks = {name: getattr(module, "attention", None) for name, module in model.named_modules()}
+    for site, factor in factors.items():
+        block = blocks.get(site)
+        if block is None or not isinstance(getattr(block, "factor", None), float):
+            raise PlacementError(f"site '{site}' has no block with a factor")
+        block.factor = factor
 
 
 def _make_identity(block: nn.Module, setting: BlockSetting) -> None:

@@ -1,5 +1,6 @@
 """Sites: the places in a network where a block may go, found by looking at what the network does."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
-from placesearch.models.graph import Graph, InputSize, Node, record
+from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, record
 
 _NORMS = {"batch_norm", "group_norm", "layer_norm", "instance_norm", "local_response_norm"}
 _ACTIVATIONS = {"relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "mish", "prelu", "clamp"}
@@ -29,6 +30,10 @@ class Site:
         height: Its height in pixels.
         width: Its width in pixels.
         aliases: Other modules that put the same tensor out.
+        gates: Attention that the network has already: modules that weight a map by a global summary of a map (channel
+            attention) or by a map of one channel (spatial attention), on the way to this site since the sites before.
+        scaled_by: Where a norm or a convolution puts the tensor out, its weight and bias: scaling them scales it
+            and nothing else. Empty elsewhere.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Site:
     height: int
     width: int
     aliases: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    scaled_by: tuple[str, ...] = ()
 
 
 def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original") -> list[Site]:
@@ -80,8 +87,20 @@ def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
         )
     names = _names(graph, model)
     kinds = _kinds(graph, names)
+    users = _users(graph)
+    uses = Counter(parameter for node in graph.nodes for parameter in node.parameters)
+    gates = _gates(graph, sorted(kinds, key=lambda node: node.index))
     return [
-        Site(first, frozenset(kinds.get(node, ())), node.shape[1], node.shape[2], node.shape[3], tuple(others))
+        Site(
+            name=first,
+            kinds=frozenset(kinds.get(node, ())),
+            channels=node.shape[1],
+            height=node.shape[2],
+            width=node.shape[3],
+            aliases=tuple(others),
+            gates=tuple(gates.get(node, ())),
+            scaled_by=_scaled_by(node, users, uses),
+        )
         for node, (first, *others) in sorted(names.items(), key=lambda item: item[0].index)
     ]
 
@@ -251,8 +270,33 @@ def _pooled(graph: Graph) -> set[Node]:
     return pooled
 
 
+def _scaled_by(node: Node, users: dict[Node, list[Node]], uses: Counter[str]) -> tuple[str, ...]:
+    """Return the parameters that scale a tensor and nothing else; a permutation may come between, as in ConvNeXt."""
+    while node.operation in PERMUTING and users[node.inputs[0]] == [node]:
+        node = node.inputs[0]
+    affine = node.operation in _CONVOLUTIONS | {"linear", "batch_norm", "group_norm", "instance_norm", "layer_norm"}
+    own = any(name.rpartition(".")[2] == "weight" for name in node.parameters)
+    return node.parameters if affine and own and all(uses[name] == 1 for name in node.parameters) else ()
+
+
+def _gates(graph: Graph, sites: list[Node]) -> dict[Node, list[str]]:
+    """Return the modules with attention of their own, under the first site that each leads to."""
+    pooled = _pooled(graph)
+    leading: dict[Node, list[str]] = {}
+    for node in graph.nodes:
+        if node.operation != "mul" or len(node.inputs) != 2 or node in pooled:
+            continue
+        over_channels = any(source in pooled for source in node.inputs)
+        over_pixels = node.is_map and {source.shape[1:2] for source in node.inputs} == {(1,), node.shape[1:2]}
+        if over_channels or (over_pixels and node.shape[1] > 1):
+            site = next((site for site in sites if site.index >= node.index and node in _ancestors(site)), None)
+            if site is not None and node.within not in leading.setdefault(site, []):
+                leading[site].append(node.within)
+    return leading
+
+
 def _is_global_pooling(node: Node) -> bool:
-    if not node.inputs or not node.inputs[0].is_map:
+    if not node.inputs or len(node.inputs[0].shape) != 4 or node.inputs[0].order not in (NCHW, None):
         return False
     if node.operation in _POOLS:
         whole = node.inputs[0].shape[2:] != (1, 1) or node.operation in _ADAPTIVE

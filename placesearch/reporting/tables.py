@@ -74,6 +74,7 @@ def sites_frame(sites: Sequence[Site], costs: Mapping[str, Sequence[Cost]]) -> p
     for block, of_block in costs.items():
         table[f"{block}_macs"] = [cost.macs for cost in of_block]
         table[f"{block}_params"] = [cost.params for cost in of_block]
+    table["attention"] = [" ".join(site.gates) for site in sites]
     table["aliases"] = [" ".join(site.aliases) for site in sites]
     return table
 

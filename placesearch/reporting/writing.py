@@ -67,7 +67,8 @@ def found_architecture(subject: Subject, record: TrialRecord) -> Architecture:
         macs=record.macs,
         params=record.params,
     )
-    return subject.architecture.model_copy(update={"placement": record.placement, "found": found})
+    factors = dict(record.factors or {})
+    return subject.architecture.model_copy(update={"placement": record.placement, "factors": factors, "found": found})
 
 
 def sampling_error(accuracy: float, images: int) -> float:
