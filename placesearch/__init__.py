@@ -1,7 +1,7 @@
 """Find out where attention blocks help in a convolutional network, and what they cost."""
 
 from placesearch.config import StudyConfig
-from placesearch.costs import profile
+from placesearch.costs import CostTable, profile
 from placesearch.errors import (
     BackboneError,
     DataError,
@@ -23,6 +23,7 @@ __all__ = [
     "BackboneError",
     "BlockSetting",
     "Cost",
+    "CostTable",
     "DataError",
     "InputError",
     "Placement",

@@ -43,6 +43,37 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+_LIMIT = re.compile(r"(?:\+(?P<percent>[0-9]+(?:\.[0-9]+)?)%|(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kMGT]?))")
+_MANY = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _limit(value: Any) -> Any:
+    """Check `+5%`, `12M`, `1.8G` or `11200000`."""
+    text = str(value) if isinstance(value, int) else value
+    if isinstance(text, str) and not _LIMIT.fullmatch(text):
+        raise ValueError(f"'{text}' is no limit such as +5% (more than the plain backbone), 12M or 1800000000")
+    return text
+
+
+def limit_of(text: str, plain: float) -> float:
+    """Return what a limit comes to.
+
+    Args:
+        text: `+5%` for more than the plain backbone, or a number with k, M, G or T after it.
+        plain: What the plain backbone costs.
+
+    Example:
+        >>> limit_of("+5%", 200), limit_of("12M", 200), limit_of("1.5k", 200)
+        (210.0, 12000000.0, 1500.0)
+    """
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    if match["percent"]:
+        return plain + plain * float(match["percent"]) / 100
+    return float(match["number"]) * _MANY[match["unit"]]
+
+
 def first_problem(error: ValidationError) -> str:
     """Return the first problem that pydantic found, as `field: what is wrong`.
 
@@ -93,11 +124,10 @@ class StudyConfig(BaseModel):
     )
     kernel_sizes: Annotated[tuple[int, ...], BeforeValidator(_numbers), Field(min_length=1)] = (3, 7)
     sites: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("residual",)
-    objectives: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = (
-        "accuracy",
-        "macs",
-        "params",
-    )
+    objectives: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("accuracy", "params")
+    max_macs: Annotated[str, BeforeValidator(_limit)] | None = None
+    max_macs_full: Annotated[str, BeforeValidator(_limit)] | None = None
+    max_params: Annotated[str, BeforeValidator(_limit)] | None = None
     sampler: str = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"

@@ -1,46 +1,21 @@
 """The resolved definition of a study: every default filled in, kept in `studies/NAME/study.yaml`."""
 
 import importlib.metadata
-import platform
-import re
-from bisect import bisect_left
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import torch
 import yaml
-from torch import nn
 
-from placesearch.config import KINDS, RUN_FIELDS, StudyConfig, read_yaml
-from placesearch.errors import BackboneError, StudyError
+from placesearch.config import RUN_FIELDS, StudyConfig, read_yaml
+from placesearch.errors import StudyError
 from placesearch.models.architecture import Architecture
-from placesearch.models.backbones import load_backbone
 from placesearch.models.graph import InputSize
-from placesearch.models.sites import find_sites, last_map
-from placesearch.models.weights import load_weights, read_weights
-from placesearch.placement import Placement
 from placesearch.reporting.writing import Subject
-from placesearch.search.space import SearchSpace, make_space, reference_placements
-from placesearch.training.datasets import SPLITS, inspect_data
-from placesearch.training.loop import Protocol, pick_precision
+from placesearch.training.datasets import SPLITS
+from placesearch.training.loop import Protocol
 
 STUDIES = Path("studies")
-
-SMALLEST_MAP = 4
-"""A last feature map with a shorter side below this many pixels leaves spatial attention nothing to look at."""
-
-DIGITS = {"epochs": 1, "batch_size": 8}
-DIGITS_TRIALS, DIGITS_TIMEOUT = 10, 300.0
-DEFAULTS = {"epochs": 5, "batch_size": 128}
-DEFAULT_TRIALS = 50
-"""Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
-
-LEARNING_RATE, AT_BATCH_SIZE = 0.02, 8
-"""The peak learning rate grows with the root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
-
-FINE_TUNING = 0.1
-"""Share of that rate where candidates start from weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +31,7 @@ class Definition:
         splits: Number of images in each split; empty until the data are loaded.
         versions: Versions of what the numbers depend on.
         weights: What weights candidates start from; None if they start from scratch.
+        costs: What was counted, as `CostTable.content` has it.
     """
 
     config: StudyConfig
@@ -66,6 +42,7 @@ class Definition:
     splits: dict[str, int]
     versions: dict[str, str]
     weights: str | None = None
+    costs: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,10 +59,6 @@ class Definition:
             input_size=self.input_size,
         )
 
-    def with_splits(self, splits: dict[str, int]) -> Self:
-        """Return the definition with the number of images in each split, known once the data are loaded."""
-        return replace(self, splits=splits)
-
     def content(self) -> dict[str, Any]:
         """Return what `study.yaml` holds."""
         return {
@@ -98,6 +71,7 @@ class Definition:
             "versions": self.versions,
             "weights": self.weights,
             "sites": self.sites,
+            "costs": self.costs,
         }
 
     def identity(self) -> dict[str, Any]:
@@ -106,7 +80,8 @@ class Definition:
         sites = {f"site {name}": "x".join(map(str, shape)) for name, shape in self.sites.items()}
         splits = {f"{name} images": count for name, count in self.splits.items()}
         start = {"start": self.weights} if self.weights else {}
-        return {**config, "classes": self.num_classes, **start, **splits, **sites}
+        plain = {"plain params": self.costs["none"][2]} if self.costs else {}
+        return {**config, "classes": self.num_classes, **start, **plain, **splits, **sites}
 
     def subject(self) -> Subject:
         """Return what reports say about the study."""
@@ -131,120 +106,9 @@ class Definition:
             validation_images=self.splits["validation"],
         )
 
-    def lines(self, device: torch.device, space: SearchSpace, jobs: int) -> list[str]:
-        """Say what is run, and warn where the last feature map is too small to look at."""
-        facts = dict(self.subject().facts)
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"
-        if device.type == "cpu":
-            where = f"one thread{f', {jobs} trials at a time' if jobs > 1 else ''}"
-        most = max(len(choices) for choices in space.choices.values())
-        lines = [
-            facts["backbone"],
-            facts["data"],
-            f"{facts['training']}, on {where}",
-            f"{space.size:,} placements: {len(space.choices)} sites with up to {most} choices",
-        ]
-        side = _last_side(self.plain, self.input_size[1])
-        if 0 < side < SMALLEST_MAP:
-            lines.append(
-                f"note: the last feature map is only {side} wide or high, too few pixels for spatial attention "
-                "to mean anything; --stem small or a larger --input-size mends that"
-            )
-        return lines
-
-
-def prepare(config: StudyConfig, device: torch.device) -> tuple[Definition, SearchSpace, dict[str, Placement]]:
-    """Fill in every default and look at backbone and data; nothing is written.
-
-    A study of this name that exists keeps its protocol and versions.
-
-    Args:
-        config: What to search.
-        device: Where candidates will be trained.
-
-    Returns:
-        The definition, still without the sizes of the splits; the search space; the references by name.
-
-    Raises:
-        InputError: If something cannot be used, or the study of this name has other settings.
-    """
-    num_classes, native = inspect_data(config.data)
-    is_digits = config.data == "digits"
-    with torch.random.fork_rng(devices=[]):
-        backbone = load_backbone(config.backbone, num_classes, config.stem)
-    checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
-    if checkpoint is not None:
-        load_weights(backbone, checkpoint)
-    side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
-    budget = DIGITS if is_digits else DEFAULTS
-    filled: dict[str, Any] = {
-        "name": config.name or _slug(f"{config.backbone}-{Path(config.data).name}"),
-        "epochs": config.epochs or budget["epochs"],
-        "batch_size": config.batch_size or budget["batch_size"],
-        "input_size": side,
-    }
-    if config.trials is None and config.timeout is None:
-        filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
-    config = config.model_copy(update=filled)
-    input_size = (3, side, side)
-    every = find_sites(backbone, input_size)
-    if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
-        config = config.model_copy(update={"sites": ("block",)})
-    sites = [site for site in every if site.kinds & set(config.sites)]
-    if not sites:
-        there = [kind for kind in KINDS if any(kind in site.kinds for site in every)]
-        raise BackboneError(
-            f"{config.backbone} has no sites of kind {', '.join(config.sites)}; it has: {', '.join(there) or 'none'}"
-        )
-    if "reductions" not in config.model_fields_set:
-        most = max(site.channels for site in sites)
-        fitting = tuple(reduction for reduction in config.reductions if reduction <= most)
-        config = config.model_copy(update={"reductions": fitting or (1,)})
-    space = make_space(sites, config.blocks, config.reductions, config.kernel_sizes)
-    rate = LEARNING_RATE * (filled["batch_size"] / AT_BATCH_SIZE) ** 0.5
-    protocol = Protocol(
-        epochs=filled["epochs"],
-        batch_size=filled["batch_size"],
-        learning_rate=rate * (FINE_TUNING if checkpoint else 1.0),
-        seed=config.seed,
-        precision=pick_precision(device),
-    )
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}
-    shapes = {site.name: [site.channels, site.height, site.width] for site in sites}
-    weights = checkpoint.name if checkpoint else None
-    definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions, weights)
-    if (study_folder(definition.name) / "study.yaml").exists():
-        stored = read_definition_of(definition.name)
-        definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
-        _refuse_difference(stored, definition, without_splits=True)
-    return definition, space, reference_placements(every)
-
 
 def _counted(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
-
-
-def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:
-    """Return the smallest input side from which the last feature map has SMALLEST_MAP pixels a side."""
-
-    def last_side(side: int) -> int:
-        try:
-            return min(last_map(backbone, (3, side, side)) or (SMALLEST_MAP,))
-        except BackboneError:
-            return 0  # too small for this network
-
-    sides = range(smallest, 16 * smallest + 1)
-    index = bisect_left(sides, SMALLEST_MAP, key=last_side)
-    return sides[index] if index < len(sides) else smallest
-
-
-def _last_side(architecture: Architecture, side: int) -> int:
-    return min(last_map(architecture.backbone, (3, side, side), architecture.stem) or (0,))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "study"
 
 
 def study_folder(name: str) -> Path:
@@ -276,7 +140,17 @@ def read_definition_of(name: str) -> Definition:
     return definition
 
 
-def _refuse_difference(stored: Definition, given: Definition, *, without_splits: bool = False) -> None:
+def refuse_difference(stored: Definition, given: Definition, *, without_splits: bool = False) -> None:
+    """Refuse a definition that is another study's.
+
+    Args:
+        stored: The study that exists.
+        given: What a run is to do.
+        without_splits: Whether the sizes of the splits are not known yet.
+
+    Raises:
+        StudyError: If they differ in anything that is the identity of a study; with the difference.
+    """
     before, now = stored.identity(), given.identity()
     keys = [key for key in {**before, **now} if not (without_splits and key.endswith(" images"))]
     changed = [key for key in keys if before.get(key) != now.get(key)]
@@ -307,7 +181,7 @@ def settle(definition: Definition) -> list[str]:
         fresh.replace(path)
         return []
     stored = read_definition_of(definition.name)
-    _refuse_difference(stored, definition)
+    refuse_difference(stored, definition)
     changed = [
         f"{name} {version} -> {now}"
         for name, version in stored.versions.items()

@@ -36,7 +36,7 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def front(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> list[TrialRecord]:
-    """Return the completed trials that no other one dominates, ordered by cost (macs, then params).
+    """Return the completed trials that no other one dominates, ordered by cost, objectives first.
 
     Args:
         records: Finished trials; failed ones are left out.
@@ -45,7 +45,10 @@ def front(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> list[T
     complete = [record for record in records if record.state == "COMPLETE"]
     chosen = non_dominated([record.objectives(objectives) for record in complete])
     members = [record for record, on_front in zip(complete, chosen, strict=True) if on_front]
-    return sorted(members, key=lambda record: (record.macs or 0, record.params or 0, record.trial))
+    costs = tuple(name for name in objectives if name != "accuracy")
+    return sorted(
+        members, key=lambda record: (record.objectives(costs), record.macs or 0, record.params or 0, record.trial)
+    )
 
 
 def knee(members: Sequence[TrialRecord], objectives: tuple[str, ...]) -> TrialRecord:

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 from placesearch.placement import Placement
 
-DIRECTIONS: Mapping[str, str] = {"accuracy": "maximize", "macs": "minimize", "params": "minimize"}
+DIRECTIONS: Mapping[str, str] = {
+    "accuracy": "maximize",
+    "macs": "minimize",
+    "macs_full": "minimize",
+    "params": "minimize",
+}
 """Every objective and its direction. Accuracy goes up, everything else down."""
 
 
@@ -15,11 +20,15 @@ class Cost:
 
     Args:
         macs: Multiply-adds of convolutions and linear layers for one image.
+        macs_full: These, and what all other operators cost by the rule of `placesearch.costs.counting`.
         params: Number of parameters.
+        uncounted: Operators that the rule does not know.
     """
 
     macs: int
+    macs_full: int
     params: int
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class TrialRecord:
         reference: Names of the reference placement that this is, if it is one.
         error: Why the trial failed, if it did.
         training_seconds: Wall time spent in training steps.
+        macs_full: What all operators cost for one image, by the rule of `placesearch.costs.counting`.
         factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
     """
 
@@ -75,6 +85,7 @@ class TrialRecord:
     reference: str | None = None
     error: str | None = None
     training_seconds: float | None = None
+    macs_full: int | None = None
     factors: Mapping[str, float] | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
@@ -83,14 +94,18 @@ class TrialRecord:
         Raises:
             ValueError: If one of them was not measured.
         """
-        values = {"accuracy": self.val_accuracy, "macs": self.macs, "params": self.params}
-        turned = []
-        for name in names:
-            value = values[name]
-            if value is None:
-                raise ValueError(f"trial {self.trial} has no {name}")
-            turned.append(-value if DIRECTIONS[name] == "maximize" else float(value))
-        return tuple(turned)
+        return tuple(-self.value(name) if DIRECTIONS[name] == "maximize" else self.value(name) for name in names)
+
+    def value(self, objective: str) -> float:
+        """Return the value of an objective.
+
+        Raises:
+            ValueError: If it was not measured.
+        """
+        value = getattr(self, "val_accuracy" if objective == "accuracy" else objective)
+        if value is None:
+            raise ValueError(f"trial {self.trial} has no {objective}")
+        return float(value)
 
 
 @dataclass(frozen=True, slots=True)

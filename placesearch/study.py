@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -15,11 +15,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from placesearch.config import StudyConfig
-from placesearch.definition import STUDIES, prepare, read_definition_of, settle, study_folder
+from placesearch.definition import STUDIES, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
 from placesearch.models.architecture import Architecture
+from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.tables import front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
@@ -140,15 +141,16 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     watch = watch or _nobody
     device = _device(config.device)
     sampler_named(config.sampler)
-    definition, space, references = prepare(config, device)
-    config = definition.config
-    data = load_data(config.data, definition.input_size[1])
-    definition = definition.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
+    plan = prepare(config, device)
+    config = plan.definition.config
+    data = load_data(config.data, plan.definition.input_size[1])
+    plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
+    definition = plan.definition
     jobs = _jobs(config, device)
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
-        trials.begin(space, references, config.sampler, config.seed)
+        trials.begin(plan.space, plan.references, config.sampler, config.seed)
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
         watch(
@@ -159,7 +161,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
                 seconds_left=config.timeout,
                 jobs=jobs,
                 objectives=config.objectives,
-                lines=(*definition.lines(device, space, jobs), *notes),
+                lines=(*plan.lines(device, jobs), *notes),
             )
         )
         assignment = Assignment(definition.plain, definition.protocol, config.data, str(device), config.weights)
@@ -171,7 +173,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
             del data
         try:
             with evaluators:
-                ended = _search(config, definition.protocol.epochs, trials, evaluators, watch, began)
+                ended = _search(plan, trials, evaluators, watch, began)
         except KeyboardInterrupt:
             with _interrupts_held():
                 study = Study(definition.subject(), tuple(trials.records()))
@@ -191,10 +193,9 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     return study
 
 
-def _search(
-    config: StudyConfig, epochs: int, trials: Trials, evaluators: Evaluators, watch: Watch, began: float
-) -> str:
+def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
     """Run trials until a limit is met; return which one."""
+    config, epochs = plan.definition.config, plan.definition.protocol.epochs
     records = trials.records()
     running: set[int] = set()
     while True:
@@ -213,7 +214,9 @@ def _search(
             watch(TrialBegan(task, epochs))
         if not running:
             return ended
-        for record in evaluators.results():
+        for evaluated in evaluators.results():
+            cost = plan.table.cost(evaluated.placement)
+            record = replace(evaluated, macs=cost.macs, macs_full=cost.macs_full, params=cost.params)
             with _interrupts_held():
                 trials.complete(record)
             running.discard(record.trial)

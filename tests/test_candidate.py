@@ -20,12 +20,11 @@ def evaluator(backbone="mine:tiny", protocol=PROTOCOL, checkpoint=None):
     return Evaluator(plain, protocol, load_data("digits", 32), torch.device("cpu"), checkpoint)
 
 
-def test_a_candidate_is_counted_trained_and_validated(workplace):
+def test_a_candidate_is_trained_and_validated(workplace):
     seen = []
     record = evaluator().evaluate(Task(3, Placement.parse("unit2.bn2=se(r=2)"), "mine"), seen.append)
     assert (record.trial, record.state, record.reference, record.error) == (3, "COMPLETE", "mine", None)
     assert 0 <= record.val_accuracy <= 1
-    assert record.params == sum(weight.numel() for weight in Tiny(10).parameters()) + 2 * 8 * 4 + 4 + 8
     assert 0 < record.training_seconds < record.seconds
     assert seen == [StepEnded(3, step, 8, 1 if step <= 4 else 2) for step in range(1, 9)]
 

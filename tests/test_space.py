@@ -1,3 +1,6 @@
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,10 +8,54 @@ from hypothesis import strategies as st
 from placesearch.errors import InputError
 from placesearch.models.sites import Site, find_sites
 from placesearch.placement import Placement
-from placesearch.search.space import make_space, reference_placements
+from placesearch.search.space import make_space, reference_placements, spread, with_budget
 
 SMALL = Site("a", frozenset({"residual", "block"}), 8, 1, 1)
 LARGE = Site("b", frozenset({"residual"}), 64, 8, 8)
+
+
+PRICES = {"a": {"se(r=2)": (3, 1), "se(r=4)": (2, 5)}, "b": {"se(r=2)": (4, 1), "se(r=4)": (1, 1)}}
+
+
+def budgeted(*room):
+    space = make_space([SMALL, LARGE], ["se"], [2, 4], [3])
+    return with_budget(space, room, lambda site, setting: PRICES[site][str(setting)])
+
+
+def spent(chosen):
+    costs = [PRICES[site][text] for site, text in chosen.items() if text != "none"]
+    return [sum(cost) for cost in zip((0, 0), *costs, strict=True)]
+
+
+@given(st.integers(1, 8), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_what_fits_a_budget_equals_brute_force(first, second, random):
+    try:
+        space = budgeted(first, second)
+    except InputError:
+        assert first == 0 or second == 0
+        return
+    names = ("a", "b")
+    every = itertools.product(*(("none", *PRICES[name]) for name in names))
+    fitting = [dict(zip(names, texts, strict=True)) for texts in every]
+    fitting = [c for c in fitting if spent(c)[0] <= first and spent(c)[1] <= second]
+    found = [{name: chosen.get(name, "none") for name in names} for chosen in space.within_budget()]
+    assert sorted(map(str, found)) == sorted(map(str, fitting))
+    chosen = {site: random.choice(texts) for site, texts in space.choices.items()}
+    trimmed = space.trimmed(chosen, np.random.default_rng(0))
+    assert trimmed in list(space.within_budget())
+    if chosen in list(space.within_budget()):
+        assert trimmed == chosen
+
+
+def test_a_budget_that_no_block_fits_is_refused():
+    budgeted(1, 1)
+    with pytest.raises(InputError, match="no block fits"):
+        budgeted(0, 1)
+
+
+def test_the_spread_of_a_cost_is_the_dearest_choice_everywhere():
+    space = make_space([SMALL, LARGE], ["se"], [2, 4], [3])
+    assert spread(space, lambda site, setting: PRICES[site][str(setting)][0]) == 3 + 4
 
 
 def test_each_site_has_one_flat_choice():

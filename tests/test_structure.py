@@ -23,13 +23,14 @@ ROOMS = [
     "search",
     "reporting",
     "definition",
+    "plan",
     "study",
     "cli",
 ]
 """Lowest first; a room knows only those before it."""
 
 THIRD_PARTY = {
-    "torch": {"models", "costs", "training", "evaluation", "definition", "study"},
+    "torch": {"models", "costs", "training", "evaluation", "plan", "study"},
     "torchvision": {"models", "training"},
     "optuna": {"search"},
     "fvcore": {"costs"},
@@ -108,7 +109,7 @@ def test_public_names_are_complete_and_sorted():
 def test_each_module_has_its_test_file():
     tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     modules = {path.stem for path in FILES if path.stem != "__init__"}
-    elsewhere = {"errors", "records", "samplers", "definition", "commands", "view", "worker", "code"}
+    elsewhere = {"errors", "records", "samplers", "definition", "plan", "commands", "view", "worker", "code"}
     assert modules - tested <= elsewhere
     assert not elsewhere - modules
 
@@ -122,8 +123,8 @@ def test_the_study_file_that_comes_along_says_what_the_defaults_are():
     import torch
 
     from placesearch.config import StudyConfig, read_definition
-    from placesearch.definition import prepare
+    from placesearch.plan import prepare
 
     cpu = torch.device("cpu")
     written = StudyConfig(**read_definition(PACKAGE.parent / "studies" / "resnet18-digits.yaml"))
-    assert prepare(StudyConfig(backbone="resnet18"), cpu)[0].config == prepare(written, cpu)[0].config
+    assert prepare(StudyConfig(backbone="resnet18"), cpu).definition.config == prepare(written, cpu).definition.config

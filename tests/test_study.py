@@ -42,9 +42,10 @@ def test_every_config_rebuilds_the_model_with_the_recorded_costs(workplace):
         architecture = ps.Architecture.load(path, allow=["mine:tiny"])
         model = architecture.build()
         assert type(model).__module__ == "mine"
-        assert ps.profile(model, architecture.input_size) == ps.Cost(architecture.found.macs, architecture.found.params)
+        cost, record = ps.profile(model, architecture.input_size), study.records[architecture.found.trial]
+        assert (cost.macs, cost.params) == (architecture.found.macs, architecture.found.params)
+        assert (cost.macs, cost.macs_full, cost.params) == (record.macs, record.macs_full, record.params)
         assert sum(weight.numel() for weight in model.parameters()) == architecture.found.params
-        record = study.records[architecture.found.trial]
         assert (record.placement, record.val_accuracy) == (architecture.placement, architecture.found.val_accuracy)
 
 
@@ -198,6 +199,41 @@ def test_any_blocks_at_any_kinds_of_sites_can_be_searched(workplace):
     assert {site for placement in suggested for site in placement} <= {"unit2"}
 
 
+def test_nothing_over_the_budget_is_trained(workplace):
+    told = []
+    study = ps.run(config(name="s", max_params="+4%", max_macs="1M", trials=12), watch=told.append)
+    plain = sum(weight.numel() for weight in load_backbone("mine:tiny", 10).parameters())
+    params = [record.params for record in study.records]
+    assert plain < max(params) <= 1.04 * plain < plain + 2 * (25 + 99)  # CBAM with r=8, k=7 at both sites
+    assert len({record.placement for record in study.records}) == len(params)
+    lines = "\n".join(told[0].lines)
+    assert f"budget: at most 1,000,000 macs, {round(1.04 * plain):,} params" in lines
+    assert "over the budget and left out: cbam-everywhere" in lines
+    with pytest.raises(StudyError, match=r"max-params \+4% -> \+3%"):
+        ps.run(config(name="s", max_params="+3%", max_macs="1M", trials=13))
+    with pytest.raises(InputError, match=r"mine:tiny has 2,682 params without any block, more than --max-params 2k"):
+        ps.run(config(name="t", max_params="2k"))
+    with pytest.raises(InputError, match="no block fits into the budget"):
+        ps.run(config(name="t", max_params="+0.1%"))
+
+
+def test_a_flat_axis_is_named_and_another_suggested(workplace):
+    told = []
+    values = {"blocks": "spatial", "kernel_sizes": "1", "reductions": "4", "trials": 1, "objectives": "accuracy,params"}
+    ps.run(config(name="s", **values), watch=told.append)
+    flat = [line for line in told[0].lines if line.startswith("note: params vary by only 0.22 %")]  # 2 * 3 of 2,682
+    assert flat
+    assert "macs_full vary by" in flat[0]
+    ps.run(config(name="t", trials=1), watch=told.append)
+    assert not [line for event in told[1:] for line in getattr(event, "lines", ()) if "vary by only" in line]
+
+
+def test_costs_are_kept_with_the_study_and_not_counted_again(workplace, monkeypatch):
+    ps.run(config(name="s", trials=3))
+    monkeypatch.setattr("placesearch.costs.additive.profile", None)
+    assert len(ps.run(config(name="s", trials=6)).records) == 6
+
+
 def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace):
     torch.save(load_backbone("mine:tiny", 1000).state_dict(), "w.pt")
     one = ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=5))
@@ -225,11 +261,11 @@ def test_a_loaded_study_equals_the_one_that_was_run(workplace):
 
 
 def test_the_default_for_digits_is_the_smallest_input_with_a_map_of_four_pixels(workplace):
-    from placesearch.definition import prepare
+    from placesearch.plan import prepare
 
     cpu = torch.device("cpu")
     for stem, side in (("original", 97), ("small", 32)):
-        definition, _, _ = prepare(ps.StudyConfig(backbone="resnet18", stem=stem), cpu)
+        definition = prepare(ps.StudyConfig(backbone="resnet18", stem=stem), cpu).definition
         assert definition.input_size == (3, side, side)
     assert definition.name == "resnet18-digits"
     assert (definition.config.trials, definition.config.timeout) == (10, 300.0)

@@ -8,7 +8,7 @@ from placesearch.models.sites import Site
 from placesearch.placement import Placement
 from placesearch.records import TrialRecord
 from placesearch.search.samplers import SAMPLERS, derived_seed
-from placesearch.search.space import make_space, reference_placements
+from placesearch.search.space import make_space, reference_placements, with_budget
 from placesearch.search.trials import Trials
 
 OBJECTIVES = ("accuracy", "macs", "params")
@@ -71,6 +71,23 @@ def test_no_placement_is_suggested_twice_and_the_search_ends_when_all_were_tried
         str(space.placement(dict(zip("ab", c, strict=True)))) for c in itertools.product(*space.choices.values())
     }
     assert set(texts) == everything | {str(placement) for placement in REFERENCES.values()}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_within_a_budget_everything_affordable_is_tried_and_nothing_else(tmp_path, sampler):
+    price = {"se(r=4)": 3, "se(r=16)": 2, "cbam(r=4,k=3)": 5, "cbam(r=16,k=3)": 4}
+    space = with_budget(SPACE, [6], lambda _, setting: [price[str(setting)]])
+    trials = Trials(tmp_path / "journal.log", "s", OBJECTIVES)
+    trials.begin(space, {"plain": Placement()}, sampler, seed=0)
+    while (asked := trials.ask()) is not None:
+        trials.complete(finished(asked))
+    texts = [str(record.placement) for record in trials.records()]
+    affordable = [
+        str(SPACE.placement(dict(zip("abc", texts, strict=True))))
+        for texts in itertools.product(*SPACE.choices.values())
+        if sum(price.get(text, 0) for text in texts) <= 6
+    ]
+    assert sorted(texts) == sorted(affordable)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -14,7 +14,7 @@ import click
 
 from placesearch.cli.view import make_view, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
-from placesearch.costs import block_costs
+from placesearch.costs import CostTable
 from placesearch.errors import InputError, PlacesearchError
 from placesearch.models.blocks import BLOCKS, block_named
 from placesearch.models.code import names_code
@@ -41,7 +41,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "LIST",
         "Of residual, block, stage, last, head.  [default: residual; block where there is none]",
     ),
-    "objectives": ("LIST", "Accuracy goes up, costs go down.  [default: accuracy,macs,params]"),
+    "objectives": ("LIST", "Of accuracy, macs, macs_full, params.  [default: accuracy,params]"),
+    "max_macs": ("LIMIT", "The most multiply-adds: +5% for more than the plain backbone, or a number such as 1.9G."),
+    "max_macs_full": ("LIMIT", "The same for all operators."),
+    "max_params": ("LIMIT", "The most parameters: +5%, or a number such as 12M."),
     "sampler": ("NAME", "tpe, nsga2 or random.  [default: tpe]"),
     "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
     "jobs": ("N|auto", "Trials at a time, at most 8; the results are the same.  [default: auto, one a core]"),
@@ -111,17 +114,18 @@ def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None,
     """
     size = (3, input_size, input_size)
     names = blocks.split(",") if blocks else [*BLOCKS] if form == "csv" else ["se", "cbam"]
-    usual = {"reduction": 16, "kernel_size": 7}
-    settings = {
-        name: BlockSetting(name, **{setting: usual[setting] for setting in block_named(name).settings})
-        for name in names
-    }
-    sites = find_sites(backbone, size, stem)
-    frame = sites_frame(sites, block_costs(sites, settings))
+    sites, table = find_sites(backbone, size, stem), CostTable(backbone, size, stem)
+    costs = {name: [table.added(site.name, _usual_setting(name, site.channels)) for site in sites] for name in names}
+    frame = sites_frame(sites, costs)
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     else:
         show_sites(frame, f"{len(sites)} sites of {backbone} at {input_size}x{input_size}")
+
+
+def _usual_setting(name: str, channels: int) -> BlockSetting:
+    usual = {"reduction": min(16, channels), "kernel_size": 7}
+    return BlockSetting(name, **{setting: usual[setting] for setting in block_named(name).settings})
 
 
 @cli.command("report")

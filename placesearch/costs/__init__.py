@@ -1,5 +1,6 @@
 """What a network costs."""
 
-from placesearch.costs.counting import block_costs, profile
+from placesearch.costs.additive import CostTable
+from placesearch.costs.counting import profile
 
-__all__ = ["block_costs", "profile"]
+__all__ = ["CostTable", "profile"]

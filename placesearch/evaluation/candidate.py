@@ -1,4 +1,4 @@
-"""The evaluation of one candidate: build, count, train, validate."""
+"""The evaluation of one candidate: build, train, validate."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from placesearch.costs import profile
 from placesearch.errors import TrainingError
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import factors_of, fold
@@ -59,8 +58,7 @@ class Evaluator:
                 architecture = self._plain.model_copy(update={"placement": task.placement})
                 start: dict[str, Any] = {"weights": self._checkpoint, "initial": "identity"} if self._checkpoint else {}
                 model = architecture.build(seed=self._protocol.seed, sites=self._sites, **start)
-                cost = profile(model, self._plain.input_size)
-                measured |= {"macs": cost.macs, "params": cost.params, "factors": factors_of(fold(model)) or None}
+                measured["factors"] = factors_of(fold(model)) or None
                 spent, before = 0.0, time.perf_counter()
                 for step in trainer.train(model):
                     spent += time.perf_counter() - before

@@ -37,6 +37,10 @@ class AttentionBlock(nn.Module):
 
     factor: float = 1.0
 
+    def gate(self, x: Tensor) -> Tensor:
+        """Return `factor` * sigmoid(x)."""
+        return torch.sigmoid(x) if self.factor == 1.0 else self.factor * torch.sigmoid(x)
+
     def make_identity(self) -> None:
         """Change weights and factor so that the output equals the input, and training can start from there."""
         _zero(self.get_submodule(self.last))
@@ -88,7 +92,7 @@ class SqueezeExcitation(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        gate = self.factor * torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3))))))
+        gate = self.gate(self.expand(torch.relu(self.reduce(x.mean((2, 3))))))
         return x * gate[:, :, None, None]
 
 
@@ -130,7 +134,7 @@ class ChannelAttention(AttentionBlock):
         """Return the weighted map."""
         mean = self.expand(torch.relu(self.reduce(x.mean((2, 3)))))
         peak = self.expand(torch.relu(self.reduce(x.amax((2, 3)))))
-        return x * (self.factor * torch.sigmoid(mean + peak))[:, :, None, None]
+        return x * self.gate(mean + peak)[:, :, None, None]
 
 
 class SpatialAttention(AttentionBlock):
@@ -166,7 +170,7 @@ class SpatialAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        return x * (self.factor * torch.sigmoid(self.conv(_mean_and_peak(x))))
+        return x * self.gate(self.conv(_mean_and_peak(x)))
 
 
 class ChannelThenSpatial(AttentionBlock):
@@ -273,7 +277,7 @@ class NormedSpatialAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        return x * (self.factor * torch.sigmoid(self.norm(self.conv(_mean_and_peak(x)))))
+        return x * self.gate(self.norm(self.conv(_mean_and_peak(x))))
 
 
 class NormedCBAM(ChannelThenSpatial):
@@ -373,7 +377,7 @@ class EfficientChannelAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map."""
-        gate = self.factor * torch.sigmoid(self.conv(x.mean((2, 3))[:, None, :]))
+        gate = self.gate(self.conv(x.mean((2, 3))[:, None, :]))
         return x * gate[:, 0, :, None, None]
 
 

@@ -24,6 +24,7 @@ TRIAL_COLUMNS = {
     "reference": "object",
     "error": "object",
     "training_seconds": "float64",
+    "macs_full": "Int64",
 }
 """Columns of trials.csv and their types."""
 
@@ -38,6 +39,7 @@ FRONT_COLUMNS = {
     "macs": "Int64",
     "params": "Int64",
     "latency_ms": "float64",
+    "macs_full": "Int64",
 }
 """Columns of front.csv and their types."""
 
@@ -74,6 +76,7 @@ def sites_frame(sites: Sequence[Site], costs: Mapping[str, Sequence[Cost]]) -> p
     for block, of_block in costs.items():
         table[f"{block}_macs"] = [cost.macs for cost in of_block]
         table[f"{block}_params"] = [cost.params for cost in of_block]
+        table[f"{block}_macs_full"] = [cost.macs_full for cost in of_block]
     table["attention"] = [" ".join(site.gates) for site in sites]
     table["aliases"] = [" ".join(site.aliases) for site in sites]
     return table

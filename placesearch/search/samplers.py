@@ -1,7 +1,6 @@
 """Samplers by name, made so that what they suggest depends on the study, not on the process."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -54,10 +53,10 @@ class _Earlier(optuna.Study):
 
 
 class UntriedSampler(BaseSampler):
-    """Lets another sampler suggest, seeded anew for each trial number, and passes on only what is untried.
+    """Lets another sampler suggest, seeded anew for each trial number, and passes on what is untried and affordable.
 
-    So a study that was interrupted, or run by several workers, gets the same suggestions as one that was not, and no
-    candidate is trained twice.
+    A suggestion over the budget loses blocks at random until it fits. A study that was interrupted, or run by several
+    workers, gets the same suggestions as one that was not, and no candidate is trained twice.
 
     Args:
         make: Makes the inner sampler from a seed.
@@ -90,6 +89,7 @@ class UntriedSampler(BaseSampler):
             for site, distribution in search_space.items():
                 if site not in chosen:
                     chosen[site] = inner.sample_independent(earlier, trial, site, distribution)
+            chosen = self._space.trimmed(chosen, np.random.default_rng(derived_seed(self._seed, trial.number, attempt)))
             if str(self._space.placement(chosen)) not in tried:
                 return chosen
         return self._any_untried(tried, derived_seed(self._seed, trial.number, ATTEMPTS))
@@ -102,8 +102,8 @@ class UntriedSampler(BaseSampler):
 
     def _any_untried(self, tried: set[str], seed: int) -> dict[str, str]:
         random = np.random.default_rng(seed)
-        shuffled: list[Sequence[str]] = [random.permutation(texts).tolist() for texts in self._space.choices.values()]
-        every = (dict(zip(self._space.choices, texts, strict=True)) for texts in itertools.product(*shuffled))
+        shuffled = {site: random.permutation(texts).tolist() for site, texts in self._space.choices.items()}
+        every = self._space.within_budget(shuffled)
         return next(chosen for chosen in every if str(self._space.placement(chosen)) not in tried)
 
 

@@ -1,8 +1,10 @@
-"""The search space, one choice for each site, and the reference placements."""
+"""The search space, one choice for each site, what fits into a budget, and the reference placements."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from placesearch.errors import InputError
 from placesearch.models.blocks import sensible_settings
@@ -11,6 +13,9 @@ from placesearch.placement import BlockSetting, Placement
 
 NONE = "none"
 
+Added = Callable[[str, BlockSetting], Sequence[float]]
+"""Returns what a block adds at a site, in each cost that has a limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
@@ -18,13 +23,17 @@ class SearchSpace:
 
     Args:
         choices: Site names and their choices; the first one is `none`.
+        room: How much blocks may add together, in each cost that has a limit; empty without limits.
+        added: What each choice but `none` adds to these costs, by site.
     """
 
     choices: Mapping[str, tuple[str, ...]]
+    room: tuple[float, ...] = ()
+    added: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Number of placements."""
+        """Number of placements, those that do not fit the budget included."""
         return math.prod(len(choices) for choices in self.choices.values())
 
     def placement(self, chosen: Mapping[str, str]) -> Placement:
@@ -37,6 +46,50 @@ class SearchSpace:
             return None
         chosen = {site: str(placement.get(site, NONE)) for site in self.choices}
         return chosen if all(chosen[site] in self.choices[site] for site in self.choices) else None
+
+    def trimmed(self, chosen: Mapping[str, str], random: np.random.Generator) -> dict[str, str]:
+        """Take blocks away at random until the budget is kept."""
+        trimmed = dict(chosen)
+        order = [str(site) for site in random.permutation(sorted(trimmed))] if self.room else []
+        left = self._left(trimmed)
+        for site in order:
+            if min(left) >= 0:
+                break
+            if trimmed[site] != NONE:
+                left = [room + added for room, added in zip(left, self.added[site][trimmed[site]], strict=True)]
+                trimmed[site] = NONE
+        return trimmed
+
+    def within_budget(self, choices: Mapping[str, Sequence[str]] | None = None) -> Iterator[dict[str, str]]:
+        """Yield all choices that keep the budget, one after the other.
+
+        Args:
+            choices: The choices of the space in the order in which they are to be tried.
+        """
+        given = {site: list(texts) for site, texts in (choices or self.choices).items()}
+        sites = list(given)
+
+        def extended(index: int, chosen: dict[str, str], left: Sequence[float]) -> Iterator[dict[str, str]]:
+            if index == len(sites):
+                yield dict(chosen)
+                return
+            site = sites[index]
+            for text in given[site]:
+                rest = left if text == NONE else self._after(left, site, text)
+                if all(room >= 0 for room in rest):
+                    chosen[site] = text
+                    yield from extended(index + 1, chosen, rest)
+
+        yield from extended(0, {}, self.room)
+
+    def _after(self, left: Sequence[float], site: str, text: str) -> Sequence[float]:
+        return [room - added for room, added in zip(left, self.added[site][text], strict=True)] if left else left
+
+    def _left(self, chosen: Mapping[str, str]) -> Sequence[float]:
+        left: Sequence[float] = self.room
+        for site, text in chosen.items():
+            left = left if text == NONE else self._after(left, site, text)
+        return left
 
 
 def make_space(
@@ -70,6 +123,44 @@ def make_space(
                 f"the largest map is {side} pixels wide, which allows up to {2 * side - 1}"
             )
     return SearchSpace({site: (NONE, *map(str, choices)) for site, choices in settings.items() if choices})
+
+
+def with_budget(space: SearchSpace, room: Sequence[float], added: Added) -> SearchSpace:
+    """Return the space without the choices that do not fit a budget, and with what is needed to keep it.
+
+    Args:
+        space: A space without a budget.
+        room: How much blocks may add together, in each cost that has a limit.
+        added: What a block adds.
+
+    Raises:
+        InputError: If no block fits.
+    """
+    costs = {
+        site: {text: tuple(added(site, BlockSetting.parse(text))) for text in texts if text != NONE}
+        for site, texts in space.choices.items()
+    }
+    fitting = {
+        site: (NONE, *(text for text, cost in of_site.items() if all(c <= r for c, r in zip(cost, room, strict=True))))
+        for site, of_site in costs.items()
+    }
+    fitting = {site: texts for site, texts in fitting.items() if len(texts) > 1}
+    if not fitting:
+        raise InputError("no block fits into the budget at any site")
+    return SearchSpace(fitting, tuple(room), costs)
+
+
+def spread(space: SearchSpace, added: Callable[[str, BlockSetting], float]) -> float:
+    """Return by how much a cost can grow over the whole space: the sum over sites of the dearest choice there.
+
+    Args:
+        space: The space.
+        added: What a block adds to the cost at a site.
+    """
+    return math.fsum(
+        max(added(site, BlockSetting.parse(text)) for text in texts if text != NONE)
+        for site, texts in space.choices.items()
+    )
 
 
 def reference_placements(sites: Sequence[Site]) -> dict[str, Placement]:

@@ -7,6 +7,7 @@ number with its own placement, so a position is never lost and never doubled.
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,7 @@ class Trials:
             if value is not None:
                 trial.set_user_attr(name, value)
         if record.state == "COMPLETE":
-            values = {"accuracy": record.val_accuracy, "macs": record.macs, "params": record.params}
-            self._study.tell(trial, [float(values[name] or 0) for name in self._objectives])
+            self._study.tell(trial, [record.value(name) for name in self._objectives])
         else:
             self._study.tell(trial, state=TrialState[record.state])
         self._running.discard(record.trial)
@@ -126,10 +126,11 @@ class Trials:
         self._study.enqueue_trial(self._space.chosen(placement) or {}, user_attrs=attributes)
 
     def _is_exhausted(self, trials: list[FrozenTrial]) -> bool:
-        if len(trials) < self._space.size:
+        if len(trials) < self._space.size and not self._space.room:
             return False
         tried = {trial.user_attrs[PLACEMENT] for trial in trials if PLACEMENT in trial.user_attrs}
-        return sum(self._space.chosen(Placement.parse(text)) is not None for text in tried) >= self._space.size
+        every = islice(self._space.within_budget(), len(tried) + 1)
+        return all(str(self._space.placement(chosen)) in tried for chosen in every)
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -106,6 +106,8 @@ def check(name: str) -> Outcome:
     logits[1].square().sum().backward()
     blocks = [module.attention for module in model.modules() if hasattr(module, "attention")]
     reached = sum(any(w.grad is not None and w.grad.abs().sum() > 0 for w in block.parameters()) for block in blocks)
+    del plain, logits  # the largest network needs 5 GB in double precision
+    model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for block in blocks:
             for weight in block.parameters():

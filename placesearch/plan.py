@@ -1,0 +1,245 @@
+"""What a run is to do: every default filled in, backbone and data looked at, costs counted; nothing is written."""
+
+import importlib.metadata
+import platform
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from placesearch.config import KINDS, StudyConfig, limit_of
+from placesearch.costs import CostTable
+from placesearch.definition import Definition, read_definition_of, refuse_difference, study_folder
+from placesearch.errors import BackboneError, InputError
+from placesearch.models.architecture import Architecture
+from placesearch.models.backbones import load_backbone
+from placesearch.models.sites import every_site, last_map
+from placesearch.models.weights import load_weights, read_weights
+from placesearch.placement import BlockSetting, Placement
+from placesearch.records import Cost
+from placesearch.search.space import SearchSpace, make_space, reference_placements, spread, with_budget
+from placesearch.training.datasets import inspect_data
+from placesearch.training.loop import Protocol, pick_precision
+
+SMALLEST_MAP = 4
+"""A last feature map with a shorter side below this many pixels leaves spatial attention nothing to look at."""
+
+DIGITS = {"epochs": 1, "batch_size": 8}
+DIGITS_TRIALS, DIGITS_TIMEOUT = 10, 300.0
+DEFAULTS = {"epochs": 5, "batch_size": 128}
+DEFAULT_TRIALS = 50
+"""Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
+
+LEARNING_RATE, AT_BATCH_SIZE = 0.02, 8
+"""The peak learning rate grows with the root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
+
+FINE_TUNING = 0.1
+"""Share of that rate where candidates start from weights."""
+
+
+COSTS = ("macs", "macs_full", "params")
+
+FLAT = 0.005
+"""A cost that grows by less than this share over the whole space tells candidates hardly apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to do, before it loads any data.
+
+    Args:
+        definition: The definition; the sizes of the splits come once the data are loaded.
+        space: What to choose from.
+        references: Placements that are evaluated first, by name.
+        table: What placements cost.
+        notes: What is worth knowing about costs and budgets, in sentences.
+    """
+
+    definition: Definition
+    space: SearchSpace
+    references: dict[str, Placement]
+    table: CostTable
+    notes: tuple[str, ...]
+
+    def with_splits(self, splits: dict[str, int]) -> Self:
+        """Return the plan with the number of images in each split, known once the data are loaded."""
+        return replace(self, definition=replace(self.definition, splits=splits))
+
+    def lines(self, device: torch.device, jobs: int) -> list[str]:
+        """Say what is run, and warn where an axis is flat or the last feature map too small to look at."""
+        facts = dict(self.definition.subject().facts)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"
+        if device.type == "cpu":
+            where = f"one thread{f', {jobs} trials at a time' if jobs > 1 else ''}"
+        choices = self.space.choices.values()
+        lines = [
+            facts["backbone"],
+            facts["data"],
+            f"{facts['training']}, on {where}",
+            f"{self.space.size:,} placements: {len(choices)} sites with up to {max(map(len, choices))} choices",
+            *self.notes,
+        ]
+        side = _last_side(self.definition.plain)
+        if 0 < side < SMALLEST_MAP:
+            lines.append(
+                f"note: the last feature map is only {side} wide or high, too few pixels for spatial attention "
+                "to mean anything; --stem small or a larger --input-size mends that"
+            )
+        return lines
+
+
+def prepare(config: StudyConfig, device: torch.device) -> Plan:
+    """Fill in every default and look at backbone and data; nothing is written.
+
+    A study of this name that exists keeps its protocol, its versions and what was counted.
+
+    Args:
+        config: What to search.
+        device: Where candidates will be trained.
+
+    Raises:
+        InputError: If something cannot be used, or the study of this name has other settings.
+    """
+    num_classes, native = inspect_data(config.data)
+    is_digits = config.data == "digits"
+    with torch.random.fork_rng(devices=[]):
+        backbone = load_backbone(config.backbone, num_classes, config.stem)
+    checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
+    if checkpoint is not None:
+        load_weights(backbone, checkpoint)
+    side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
+    budget = DIGITS if is_digits else DEFAULTS
+    filled: dict[str, Any] = {
+        "name": config.name or _slug(f"{config.backbone}-{Path(config.data).name}"),
+        "epochs": config.epochs or budget["epochs"],
+        "batch_size": config.batch_size or budget["batch_size"],
+        "input_size": side,
+    }
+    if config.trials is None and config.timeout is None:
+        filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
+    config = config.model_copy(update=filled)
+    input_size = (3, side, side)
+    every = every_site(backbone, input_size)
+    if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
+        config = config.model_copy(update={"sites": ("block",)})
+    sites = [site for site in every if site.kinds & set(config.sites)]
+    if not sites:
+        there = [kind for kind in KINDS if any(kind in site.kinds for site in every)]
+        raise BackboneError(
+            f"{config.backbone} has no sites of kind {', '.join(config.sites)}; it has: {', '.join(there) or 'none'}"
+        )
+    if "reductions" not in config.model_fields_set:
+        most = max(site.channels for site in sites)
+        fitting = tuple(reduction for reduction in config.reductions if reduction <= most)
+        config = config.model_copy(update={"reductions": fitting or (1,)})
+    space = make_space(sites, config.blocks, config.reductions, config.kernel_sizes)
+    rate = LEARNING_RATE * (filled["batch_size"] / AT_BATCH_SIZE) ** 0.5
+    protocol = Protocol(
+        epochs=filled["epochs"],
+        batch_size=filled["batch_size"],
+        learning_rate=rate * (FINE_TUNING if checkpoint else 1.0),
+        seed=config.seed,
+        precision=pick_precision(device),
+    )
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}
+    shapes = {site.name: [site.channels, site.height, site.width] for site in sites}
+    weights = checkpoint.name if checkpoint else None
+    definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions, weights)
+    counted: dict[str, list[Any]] = {}
+    params = sum(weight.numel() for weight in backbone.parameters())
+    if (study_folder(definition.name) / "study.yaml").exists():
+        stored = read_definition_of(definition.name)
+        definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
+        counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
+    references = reference_placements(every)
+    table = CostTable(backbone, input_size, sites=every, counted=counted)
+    _count(table, space, references)
+    definition = replace(definition, costs=table.content())
+    if (study_folder(definition.name) / "study.yaml").exists():
+        refuse_difference(stored, definition, without_splits=True)
+    space, references, notes = _within_budget(config, space, references, table)
+    return Plan(definition, space, references, table, (*notes, *_flat_axes(config, space, table)))
+
+
+def _count(table: CostTable, space: SearchSpace, references: dict[str, Placement]) -> None:
+    for site, texts in space.choices.items():
+        for text in texts[1:]:
+            table.added(site, BlockSetting.parse(text))
+    for placement in references.values():
+        table.cost(placement)
+
+
+def _within_budget(
+    config: StudyConfig, space: SearchSpace, references: dict[str, Placement], table: CostTable
+) -> tuple[SearchSpace, dict[str, Placement], list[str]]:
+    """Leave out what the budget forbids, and say what that is."""
+    limits = {
+        cost: limit_of(text, getattr(table.plain, cost))
+        for cost in COSTS
+        if (text := getattr(config, f"max_{cost}")) is not None
+    }
+    if not limits:
+        return space, references, []
+    for cost, limit in limits.items():
+        plain = getattr(table.plain, cost)
+        if plain > limit:
+            option = f"--max-{cost.replace('_', '-')} {getattr(config, f'max_{cost}')}"
+            raise InputError(f"{config.backbone} has {plain:,} {cost} without any block, more than {option}")
+    room = [limit - getattr(table.plain, cost) for cost, limit in limits.items()]
+
+    def added(site: str, setting: BlockSetting) -> list[float]:
+        return [getattr(table.added(site, setting), cost) for cost in limits]
+
+    def fits(cost: Cost) -> bool:
+        return all(getattr(cost, name) <= limit for name, limit in limits.items())
+
+    kept = {name: placement for name, placement in references.items() if fits(table.cost(placement))}
+    notes = ["budget: at most " + ", ".join(f"{round(limit):,} {cost}" for cost, limit in limits.items())]
+    if len(kept) < len(references):
+        notes.append(f"over the budget and left out: {', '.join(name for name in references if name not in kept)}")
+    return with_budget(space, room, added), kept, notes
+
+
+def _flat_axes(config: StudyConfig, space: SearchSpace, table: CostTable) -> list[str]:
+    """Name objectives that hardly vary, and suggest one that does."""
+    shares = {
+        cost: spread(space, lambda site, setting, cost=cost: getattr(table.added(site, setting), cost))  # type: ignore[misc]
+        / getattr(table.plain, cost)
+        for cost in COSTS
+    }
+    unknown = ", ".join(table.plain.uncounted)
+    notes = [f"note: operators that no rule counts, so that macs_full is too low: {unknown}"] if unknown else []
+    for cost in COSTS:
+        if cost in config.objectives and shares[cost] < FLAT:
+            better = max(COSTS, key=lambda other: shares[other])
+            hint = f"{better} vary by {100 * shares[better]:.2g} %" if better != cost else "no other cost varies more"
+            little = f"{cost} vary by only {100 * shares[cost]:.2g} % over the whole space, too little to choose by"
+            notes.append(f"note: {little}; {hint}")
+    return notes
+
+
+def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:
+    """Return the smallest input side from which the last feature map has SMALLEST_MAP pixels a side."""
+
+    def last_side(side: int) -> int:
+        try:
+            return min(last_map(backbone, (3, side, side)) or (SMALLEST_MAP,))
+        except BackboneError:
+            return 0  # too small for this network
+
+    sides = range(smallest, 16 * smallest + 1)
+    index = bisect_left(sides, SMALLEST_MAP, key=last_side)
+    return sides[index] if index < len(sides) else smallest
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "study"
+
+
+def _last_side(architecture: Architecture) -> int:
+    return min(last_map(architecture.backbone, architecture.input_size, architecture.stem) or (0,))
