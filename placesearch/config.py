@@ -128,6 +128,7 @@ class StudyConfig(BaseModel):
     max_macs: Annotated[str, BeforeValidator(_limit)] | None = None
     max_macs_full: Annotated[str, BeforeValidator(_limit)] | None = None
     max_params: Annotated[str, BeforeValidator(_limit)] | None = None
+    max_latency: Annotated[str, BeforeValidator(_limit)] | None = None
     sampler: str = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"

@@ -32,6 +32,8 @@ class Definition:
         versions: Versions of what the numbers depend on.
         weights: What weights candidates start from; None if they start from scratch.
         costs: What was counted, as `CostTable.content` has it.
+        latencies: Predicted latencies, if the study goes by them: `plain_ms`, `added_ms` by block and shape, and how
+            they were measured.
     """
 
     config: StudyConfig
@@ -43,6 +45,7 @@ class Definition:
     versions: dict[str, str]
     weights: str | None = None
     costs: dict[str, list[Any]] = field(default_factory=dict)
+    latencies: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,6 +75,7 @@ class Definition:
             "weights": self.weights,
             "sites": self.sites,
             "costs": self.costs,
+            **({"latencies": self.latencies} if self.latencies else {}),
         }
 
     def identity(self) -> dict[str, Any]:

@@ -4,23 +4,26 @@ import importlib.metadata
 import platform
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from placesearch.config import KINDS, StudyConfig, limit_of
 from placesearch.costs import CostTable
+from placesearch.costs.latency import ENOUGH, LatencyTable, agreement, latency_table
 from placesearch.definition import Definition, read_definition_of, refuse_difference, study_folder
 from placesearch.errors import BackboneError, InputError
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
-from placesearch.models.sites import every_site, last_map
+from placesearch.models.graph import InputSize
+from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
-from placesearch.records import Cost
 from placesearch.search.space import SearchSpace, make_space, reference_placements, spread, with_budget
 from placesearch.training.datasets import inspect_data
 from placesearch.training.loop import Protocol, pick_precision
@@ -41,7 +44,11 @@ FINE_TUNING = 0.1
 """Share of that rate where candidates start from weights."""
 
 
-COSTS = ("macs", "macs_full", "params")
+COUNTED = ("macs", "macs_full", "params")
+"""Costs that are counted."""
+
+HELD_OUT = 16
+"""Placements on which a prediction of latencies is checked."""
 
 FLAT = 0.005
 """A cost that grows by less than this share over the whole space tells candidates hardly apart."""
@@ -55,14 +62,14 @@ class Plan:
         definition: The definition; the sizes of the splits come once the data are loaded.
         space: What to choose from.
         references: Placements that are evaluated first, by name.
-        table: What placements cost.
+        prices: What placements cost.
         notes: What is worth knowing about costs and budgets, in sentences.
     """
 
     definition: Definition
     space: SearchSpace
     references: dict[str, Placement]
-    table: CostTable
+    prices: "Prices"
     notes: tuple[str, ...]
 
     def with_splits(self, splits: dict[str, int]) -> Self:
@@ -72,7 +79,7 @@ class Plan:
     def lines(self, device: torch.device, jobs: int) -> list[str]:
         """Say what is run, and warn where an axis is flat or the last feature map too small to look at."""
         facts = dict(self.definition.subject().facts)
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"
+        where = device_name(device)
         if device.type == "cpu":
             where = f"one thread{f', {jobs} trials at a time' if jobs > 1 else ''}"
         choices = self.space.choices.values()
@@ -152,75 +159,166 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions, weights)
     counted: dict[str, list[Any]] = {}
     params = sum(weight.numel() for weight in backbone.parameters())
+    stored = None
     if (study_folder(definition.name) / "study.yaml").exists():
         stored = read_definition_of(definition.name)
         definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
         counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
     references = reference_placements(every)
     table = CostTable(backbone, input_size, sites=every, counted=counted)
-    _count(table, space, references)
+    settings = _settings(space, references)
+    for site, of_site in settings.items():
+        for setting in of_site:
+            table.added(site, setting)
     definition = replace(definition, costs=table.content())
-    if (study_folder(definition.name) / "study.yaml").exists():
+    if stored is not None:
         refuse_difference(stored, definition, without_splits=True)
-    space, references, notes = _within_budget(config, space, references, table)
-    return Plan(definition, space, references, table, (*notes, *_flat_axes(config, space, table)))
+    latencies = None
+    if "latency_ms" in config.objectives or config.max_latency is not None:
+        latencies, kept = _latencies(backbone, input_size, every, space, settings, device, protocol, stored)
+        definition = replace(definition, latencies=kept)
+    prices = Prices(table, latencies)
+    space, references, notes = _within_budget(config, space, references, prices)
+    if latencies is not None:
+        notes.append("latency: {told}".format(**definition.latencies))
+    return Plan(definition, space, references, prices, (*notes, *_flat_axes(config, space, prices)))
 
 
-def _count(table: CostTable, space: SearchSpace, references: dict[str, Placement]) -> None:
+def _settings(space: SearchSpace, references: dict[str, Placement]) -> dict[str, list[BlockSetting]]:
+    """List every block setting that a study may meet, by site."""
+    settings: dict[str, dict[BlockSetting, None]] = {}
     for site, texts in space.choices.items():
-        for text in texts[1:]:
-            table.added(site, BlockSetting.parse(text))
+        settings[site] = {BlockSetting.parse(text): None for text in texts[1:]}
     for placement in references.values():
-        table.cost(placement)
+        for site, setting in placement.items():
+            settings.setdefault(site, {})[setting] = None
+    return {site: list(of_site) for site, of_site in settings.items()}
+
+
+def _latencies(
+    backbone: nn.Module,
+    input_size: InputSize,
+    sites: Sequence[Site],
+    space: SearchSpace,
+    settings: dict[str, list[BlockSetting]],
+    device: torch.device,
+    protocol: Protocol,
+    stored: Definition | None,
+) -> tuple[LatencyTable, dict[str, Any]]:
+    """Measure a table of latencies and check it, or take the one that is kept with the study."""
+    if stored is not None and stored.latencies:
+        return LatencyTable(stored.latencies["plain_ms"], stored.latencies["added_ms"], sites), stored.latencies
+    precision = protocol.precision
+    table = latency_table(backbone, input_size, sites, settings, device=device, precision=precision)
+    random = np.random.default_rng(0)
+    held_out: list[Placement] = []
+    while len(held_out) < HELD_OUT:
+        share = random.random()
+        chosen = {
+            site: str(random.choice(texts[1:])) for site, texts in space.choices.items() if random.random() < share
+        }
+        held_out.append(space.placement(chosen))
+    seen = agreement(table, backbone, input_size, sites, held_out, device=device, precision=precision)
+    how = f"one image, {precision}, " + ("one thread" if device.type == "cpu" else device_name(device))
+    told = (
+        f"predicted by block ({how}); on {seen.placements} placements that the prediction was not made from, rank "
+        f"correlation {seen.tau:.2f} (of two measurements {seen.repeat:.2f}), mean error {100 * seen.error:.1f} %"
+    )
+    if not seen.ranks:
+        raise InputError(
+            f"latency cannot rank placements here, so it can be no objective and have no limit: {told}; needed are "
+            f"a rank correlation of {ENOUGH} and p < 0.05. A quieter machine may do, or macs_full and params"
+        )
+    kept = {"plain_ms": table.plain_ms, "added_ms": table.added_ms, "told": told}
+    return table, kept
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """All that is known of the cost of placements before anything is trained.
+
+    Args:
+        table: Counted costs.
+        latencies: Predicted latencies, if the study goes by them.
+    """
+
+    table: CostTable
+    latencies: LatencyTable | None
+
+    def of(self, placement: Placement) -> dict[str, Any]:
+        """Return the costs of a placement, as fields of a `TrialRecord`."""
+        cost = self.table.cost(placement)
+        counted = {name: getattr(cost, name) for name in COUNTED}
+        return counted | ({"latency_predicted_ms": self.latencies.predicted(placement)} if self.latencies else {})
+
+    def plain(self, name: str) -> float:
+        """Return a cost of the plain backbone by the name of the objective."""
+        if name == "latency_ms" and self.latencies is not None:
+            return self.latencies.plain_ms
+        return float(getattr(self.table.plain, name))
+
+    def added(self, name: str, site: str, setting: BlockSetting) -> float:
+        """Return what a block adds to a cost at a site."""
+        if name == "latency_ms" and self.latencies is not None:
+            return self.latencies.added(site, setting)
+        return float(getattr(self.table.added(site, setting), name))
+
+    def total(self, name: str, placement: Placement) -> float:
+        """Return a cost of a placement."""
+        return self.plain(name) + sum(self.added(name, site, setting) for site, setting in placement.items())
 
 
 def _within_budget(
-    config: StudyConfig, space: SearchSpace, references: dict[str, Placement], table: CostTable
+    config: StudyConfig, space: SearchSpace, references: dict[str, Placement], prices: Prices
 ) -> tuple[SearchSpace, dict[str, Placement], list[str]]:
     """Leave out what the budget forbids, and say what that is."""
-    limits = {
-        cost: limit_of(text, getattr(table.plain, cost))
-        for cost in COSTS
-        if (text := getattr(config, f"max_{cost}")) is not None
-    }
+    given = {name: getattr(config, f"max_{name.removesuffix('_ms')}") for name in (*COUNTED, "latency_ms")}
+    limits = {name: limit_of(text, prices.plain(name)) for name, text in given.items() if text is not None}
     if not limits:
         return space, references, []
-    for cost, limit in limits.items():
-        plain = getattr(table.plain, cost)
-        if plain > limit:
-            option = f"--max-{cost.replace('_', '-')} {getattr(config, f'max_{cost}')}"
-            raise InputError(f"{config.backbone} has {plain:,} {cost} without any block, more than {option}")
-    room = [limit - getattr(table.plain, cost) for cost, limit in limits.items()]
-
-    def added(site: str, setting: BlockSetting) -> list[float]:
-        return [getattr(table.added(site, setting), cost) for cost in limits]
-
-    def fits(cost: Cost) -> bool:
-        return all(getattr(cost, name) <= limit for name, limit in limits.items())
-
-    kept = {name: placement for name, placement in references.items() if fits(table.cost(placement))}
-    notes = ["budget: at most " + ", ".join(f"{round(limit):,} {cost}" for cost, limit in limits.items())]
+    digits = {name: ".4g" if name == "latency_ms" else ",.10g" for name in limits}
+    for name, limit in limits.items():
+        if prices.plain(name) > limit:
+            option = f"--max-{name.removesuffix('_ms').replace('_', '-')} {given[name]}"
+            plain = f"{prices.plain(name):{digits[name]}} {name}"
+            raise InputError(f"{config.backbone} has {plain} without any block, more than {option}")
+    room = [limit - prices.plain(name) for name, limit in limits.items()]
+    kept = {
+        reference: placement
+        for reference, placement in references.items()
+        if all(prices.total(name, placement) <= limit for name, limit in limits.items())
+    }
+    notes = ["budget: at most " + ", ".join(f"{limit:{digits[name]}} {name}" for name, limit in limits.items())]
     if len(kept) < len(references):
         notes.append(f"over the budget and left out: {', '.join(name for name in references if name not in kept)}")
+
+    def added(site: str, setting: BlockSetting) -> list[float]:
+        return [prices.added(name, site, setting) for name in limits]
+
     return with_budget(space, room, added), kept, notes
 
 
-def _flat_axes(config: StudyConfig, space: SearchSpace, table: CostTable) -> list[str]:
+def _flat_axes(config: StudyConfig, space: SearchSpace, prices: Prices) -> list[str]:
     """Name objectives that hardly vary, and suggest one that does."""
+    known = [*COUNTED, *(["latency_ms"] if prices.latencies else [])]
     shares = {
-        cost: spread(space, lambda site, setting, cost=cost: getattr(table.added(site, setting), cost))  # type: ignore[misc]
-        / getattr(table.plain, cost)
-        for cost in COSTS
+        name: spread(space, lambda site, setting, name=name: prices.added(name, site, setting)) / prices.plain(name)  # type: ignore[misc]
+        for name in known
     }
-    unknown = ", ".join(table.plain.uncounted)
+    unknown = ", ".join(prices.table.plain.uncounted)
     notes = [f"note: operators that no rule counts, so that macs_full is too low: {unknown}"] if unknown else []
-    for cost in COSTS:
-        if cost in config.objectives and shares[cost] < FLAT:
-            better = max(COSTS, key=lambda other: shares[other])
-            hint = f"{better} vary by {100 * shares[better]:.2g} %" if better != cost else "no other cost varies more"
-            little = f"{cost} vary by only {100 * shares[cost]:.2g} % over the whole space, too little to choose by"
+    for name in known:
+        if name in config.objectives and shares[name] < FLAT:
+            better = max(known, key=lambda other: shares[other])
+            hint = f"{better} vary by {100 * shares[better]:.2g} %" if better != name else "no other cost varies more"
+            little = f"{name} vary by only {100 * shares[name]:.2g} % over the whole space, too little to choose by"
             notes.append(f"note: {little}; {hint}")
     return notes
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:

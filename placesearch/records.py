@@ -10,8 +10,12 @@ DIRECTIONS: Mapping[str, str] = {
     "macs": "minimize",
     "macs_full": "minimize",
     "params": "minimize",
+    "latency_ms": "minimize",
 }
 """Every objective and its direction. Accuracy goes up, everything else down."""
+
+
+_MEASURED_AS = {"accuracy": "val_accuracy", "latency_ms": "latency_predicted_ms"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class TrialRecord:
         val_loss: Mean cross-entropy on the validation split.
         macs: Multiply-adds of convolutions and linear layers for one image.
         params: Number of parameters.
-        latency_ms: Median latency in milliseconds.
+        latency_ms: Median latency of one image in milliseconds, measured on the whole network.
         epochs: Passes over the training split.
         seconds: Wall time of the whole trial.
         seed: Seed of initialisation, data order and augmentation.
@@ -68,6 +72,16 @@ class TrialRecord:
         error: Why the trial failed, if it did.
         training_seconds: Wall time spent in training steps.
         macs_full: What all operators cost for one image, by the rule of `placesearch.costs.counting`.
+        latency_predicted_ms: The same as the sum of the plain network and each block; what a search goes by.
+        latency_ratio: That latency by the plain network's, measured interleaved with it.
+        latency_ratio_low: Lower end of its 95 % interval.
+        latency_ratio_high: Upper end.
+        latency_batch_ms: Median latency of a training batch in milliseconds, in inference.
+        latency_batch_ratio: That by the plain network's.
+        latency_batch_ratio_low: Lower end of its 95 % interval.
+        latency_batch_ratio_high: Upper end.
+        train_memory_mb: Peak memory on the GPU in training, in MiB.
+        inference_memory_mb: Peak memory on the GPU in validation, in MiB.
         factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
     """
 
@@ -86,6 +100,16 @@ class TrialRecord:
     error: str | None = None
     training_seconds: float | None = None
     macs_full: int | None = None
+    latency_predicted_ms: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_low: float | None = None
+    latency_ratio_high: float | None = None
+    latency_batch_ms: float | None = None
+    latency_batch_ratio: float | None = None
+    latency_batch_ratio_low: float | None = None
+    latency_batch_ratio_high: float | None = None
+    train_memory_mb: float | None = None
+    inference_memory_mb: float | None = None
     factors: Mapping[str, float] | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
@@ -102,7 +126,7 @@ class TrialRecord:
         Raises:
             ValueError: If it was not measured.
         """
-        value = getattr(self, "val_accuracy" if objective == "accuracy" else objective)
+        value = getattr(self, _MEASURED_AS.get(objective, objective))
         if value is None:
             raise ValueError(f"trial {self.trial} has no {objective}")
         return float(value)
@@ -161,4 +185,15 @@ class TrialEnded:
     record: TrialRecord
 
 
-Event = StudyBegan | TrialBegan | StepEnded | TrialEnded
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Something else goes on that takes time.
+
+    Args:
+        line: What, in a sentence for a person.
+    """
+
+    line: str
+
+
+Event = StudyBegan | TrialBegan | StepEnded | TrialEnded | Told

@@ -15,13 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from placesearch.config import StudyConfig
-from placesearch.definition import STUDIES, read_definition_of, settle, study_folder
+from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
+from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
-from placesearch.records import Event, StudyBegan, TrialBegan, TrialEnded, TrialRecord
+from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.tables import front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.samplers import LAG, sampler_named
@@ -114,7 +115,7 @@ def load_study(name: str) -> Study:
     if name not in known:
         raise StudyError(f"no study '{name}' in {STUDIES}/; there are: {', '.join(known) or 'none'}")
     definition = read_definition_of(name)
-    return Study(definition.subject(), tuple(_trials(definition.config).records()))
+    return _study(definition, _trials(definition.config))
 
 
 def study_names() -> list[str]:
@@ -139,7 +140,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
         InputError: If the configuration cannot be used, or the study of this name is another, damaged or busy.
     """
     watch = watch or _nobody
-    device = _device(config.device)
+    device = device_named(config.device)
     sampler_named(config.sampler)
     plan = prepare(config, device)
     config = plan.definition.config
@@ -174,9 +175,12 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
         try:
             with evaluators:
                 ended = _search(plan, trials, evaluators, watch, began)
+            seconds = time.monotonic() - began
+            members = front(trials.records(), config.objectives)
+            measure_members(definition, members, device, lambda line: watch(Told(line)))
         except KeyboardInterrupt:
             with _interrupts_held():
-                study = Study(definition.subject(), tuple(trials.records()))
+                study = _study(definition, trials)
                 study.write_report()
             raise KeyboardInterrupt(f"reports are in {study.folder}/") from None
         except BrokenPipeError:
@@ -186,11 +190,18 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
                 f"cannot write to {study_folder(definition.name)}: {error.strerror}; every finished trial is kept, "
                 "the same command goes on"
             ) from None
-        records, seconds = tuple(trials.records()), time.monotonic() - began
-        training = sum(record.training_seconds or 0.0 for record in records if record.trial not in finished)
-        study = Study(definition.subject(), records, ended, seconds, training / (seconds * jobs))
+        study = _study(definition, trials)
+        training = sum(record.training_seconds or 0.0 for record in study.records if record.trial not in finished)
+        study = replace(study, ended=ended, seconds=seconds, training_share=training / (seconds * jobs))
         study.write_report()
     return study
+
+
+def _study(definition: Definition, trials: Trials) -> Study:
+    records = with_latencies(definition.name, trials.records())
+    how = conditions_of(definition.name)
+    subject = definition.subject()
+    return Study(replace(subject, facts=(*subject.facts, ("latency", how))) if how else subject, tuple(records))
 
 
 def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
@@ -215,8 +226,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
         if not running:
             return ended
         for evaluated in evaluators.results():
-            cost = plan.table.cost(evaluated.placement)
-            record = replace(evaluated, macs=cost.macs, macs_full=cost.macs_full, params=cost.params)
+            record = replace(evaluated, **plan.prices.of(evaluated.placement))
             with _interrupts_held():
                 trials.complete(record)
             running.discard(record.trial)
@@ -253,7 +263,12 @@ def _nobody(_: Event) -> None:
     """Watch nothing."""
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return a device by its name, or what `auto` stands for.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
     try:
         return pick_device(name)
     except ValueError as error:

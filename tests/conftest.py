@@ -10,6 +10,19 @@ COMMAND = Path(sys.executable).with_name("placesearch")
 NETWORKS = Path(__file__).with_name("networks.py")
 
 
+def reproducible(frame):
+    """Leave out the columns of trials.csv that may differ between two runs of one seed."""
+    changing = [name for name in frame if name.endswith(("seconds", "_seconds")) or name.startswith("latency")]
+    return frame.drop(columns=changing)
+
+
+@pytest.fixture(autouse=True)
+def _brief_measurements(monkeypatch):
+    """Measure latencies as briefly as can be; what they come to is no test's business but those of `latency`."""
+    monkeypatch.setattr("placesearch.costs.latency.SHORTEST", 1e-6)
+    monkeypatch.setattr("placesearch.costs.latency.MOST_ROUNDS", 7)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """An empty current directory with the networks of `networks.py` as the user's own module `mine`."""

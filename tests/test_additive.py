@@ -1,4 +1,5 @@
 import pytest
+from benchmarks.costs import BACKBONES, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Tiny
@@ -69,3 +70,10 @@ def test_what_the_network_cannot_take_has_no_cost(text, says):
     with pytest.raises(PlacementError) as caught:
         TABLE.cost(Placement.parse(text))
     assert says in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_table_is_exact_for_a_sample_of_placements_in_real_networks(name):
+    seen = check(name, count=4, seed=1)
+    assert seen.equal == seen.placements == 4

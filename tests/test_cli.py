@@ -12,17 +12,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import COMMAND
+from conftest import COMMAND, reproducible
 
 from placesearch.cli.commands import cli
 
-TIMES = ["seconds", "latency_ms", "training_seconds"]
 TINY = ["run", "--backbone", "mine:tiny", "--input-size", "32", "--batch-size", "128", "--reductions", "2,4"]
 SLOW = [*TINY, "--epochs", "60", "--jobs", "1"]  # long enough to be met in the middle of a trial
 
 
 def table(name):
-    return pd.read_csv(Path("reports") / name / "trials.csv").drop(columns=TIMES)
+    return reproducible(pd.read_csv(Path("reports") / name / "trials.csv"))
 
 
 def finished_trials(name):
@@ -191,6 +190,8 @@ def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
         ([*TINY, "--weights", "nothing.pt"], "cannot read weights nothing.pt"),
         ([*TINY, "--weights", "mine.py"], "mine.py is damaged, or holds more than tensors"),
         ([*TINY, "--weights", "DEFAULT"], "no DEFAULT weights"),
+        (["profile", "nothing.yaml"], "cannot read nothing.yaml"),
+        (["profile", "mine.py"], "mine.py is damaged"),
         (["sites", "--backbone", "vit_b_16"], "VisionTransformer has no feature maps"),
         (["sites", "--backbone", "mine:tiny", "--blocks", "cbma"], "unknown block 'cbma'; did you mean 'cbam'"),
         ([*TINY, "--trails", "3"], "No such option"),
@@ -241,6 +242,22 @@ def test_sites_are_listed_with_costs_and_the_attention_that_is_there_already(wor
     assert "eca" in out
     assert "cbam" not in out
     assert "attention that it has already, in 9 modules: features.1.block.1," in out
+
+
+def test_an_architecture_is_profiled_beside_the_plain_backbone(workplace):
+    text = "placesearch: 1\nbackbone: mine:tiny\nnum_classes: 10\ninput_size: [3, 32, 32]\n"
+    Path("a.yaml").write_text(text + "placement: [{site: unit1.bn2, block: se, reduction: 4}]\n")
+    command = ["profile", "a.yaml", "--allow", "mine:tiny", "--device", "cpu", "--batch-size", "2"]
+    out = CliRunner().invoke(cli, command).output
+    assert "mine:tiny: unit1.bn2=se(r=4)" in out
+    assert "latency: batch 2, fp32, one thread" in out
+    out = CliRunner().invoke(cli, [*command, "--format", "csv"]).output
+    frame = pd.read_csv(io.StringIO(out)).set_index("cost")
+    assert frame.loc["params", ["plain", "candidate"]].tolist() == [2682, 2682 + 2 * 8 * 2 + 2 + 8]
+    assert frame.loc["macs", "candidate"] - frame.loc["macs", "plain"] == 2 * 8 * 2
+    row = frame.loc["latency_ms"]
+    assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert frame.loc["macs", ["ratio_low", "ratio_high"]].isna().all()
 
 
 def test_every_command_and_option_has_help():

@@ -142,7 +142,16 @@ def test_an_operator_that_nobody_counts_is_named():
     assert "fft_rfft2" in profile(Odd(), (8, 6, 6)).uncounted
 
 
-# As torchvision prints them, and as the papers do (Woo et al. 2018, table 4)
+def test_the_full_count_of_resnet18_is_that_of_its_table_of_layers():
+    """He et al. 2016, table 1: a stem of 64 channels at 112 pixels, two units a stage, projections in three of them."""
+    stem, pool = 64 * 112**2, 9 * 64 * 56**2
+    maps = [channels * side**2 for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7))]
+    norms = 4 * maps[0] + 5 * sum(maps[1:])  # one each; as many activations as plain convolutions, one addition a unit
+    others = 2 * stem + pool + norms + 4 * sum(maps) + 2 * sum(maps) + maps[-1]
+    cost = profile(load_backbone("resnet18", 1000), (3, 224, 224))
+    assert cost.macs_full - cost.macs == others
+
+
 def test_resnet18_costs_what_fvcore_counts_without_the_norms():
     """1,819,065,856 with fvcore's default handlers, of which 2 per element are its eval-mode batch norms."""
     model = load_backbone("resnet18", 1000).eval()

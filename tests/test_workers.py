@@ -3,6 +3,7 @@ import signal
 
 import pandas as pd
 import pytest
+from conftest import reproducible
 
 import placesearch as ps
 from placesearch.errors import StudyError
@@ -12,7 +13,7 @@ from placesearch.placement import Placement
 from placesearch.records import StepEnded, Task
 from placesearch.training.loop import Protocol
 
-from test_study import TIMES, config  # isort: skip
+from test_study import config  # isort: skip
 
 
 def assignment(**changes):
@@ -24,7 +25,7 @@ def assignment(**changes):
 def test_two_workers_give_the_same_table_as_one(workplace):
     one = ps.run(config(name="one", trials=10)).trials_frame()
     two = ps.run(config(name="two", trials=10, jobs=2)).trials_frame()
-    pd.testing.assert_frame_equal(one.drop(columns=TIMES), two.drop(columns=TIMES))
+    pd.testing.assert_frame_equal(reproducible(one), reproducible(two))
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(workplace):

@@ -12,16 +12,20 @@ from typing import Any, NoReturn
 
 import click
 
-from placesearch.cli.view import make_view, show_result, show_sites, show_studies
+from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
-from placesearch.costs import CostTable
+from placesearch.costs import CostTable, profile
+from placesearch.costs.latency import measure
 from placesearch.errors import InputError, PlacesearchError
+from placesearch.models.architecture import Architecture
 from placesearch.models.blocks import BLOCKS, block_named
 from placesearch.models.code import names_code
 from placesearch.models.sites import find_sites
-from placesearch.placement import BlockSetting
-from placesearch.reporting.tables import sites_frame
-from placesearch.study import load_study, run, study_names
+from placesearch.placement import BlockSetting, Placement
+from placesearch.plan import device_name
+from placesearch.reporting.tables import comparison_frame, sites_frame
+from placesearch.study import device_named, load_study, run, study_names
+from placesearch.training.loop import pick_precision
 
 _OPTIONS: dict[str, tuple[str, str]] = {
     "backbone": ("NAME", "A torchvision network, or your own as package.module:function."),
@@ -41,10 +45,11 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "LIST",
         "Of residual, block, stage, last, head.  [default: residual; block where there is none]",
     ),
-    "objectives": ("LIST", "Of accuracy, macs, macs_full, params.  [default: accuracy,params]"),
+    "objectives": ("LIST", "Of accuracy, macs, macs_full, params, latency_ms.  [default: accuracy,params]"),
     "max_macs": ("LIMIT", "The most multiply-adds: +5% for more than the plain backbone, or a number such as 1.9G."),
     "max_macs_full": ("LIMIT", "The same for all operators."),
     "max_params": ("LIMIT", "The most parameters: +5%, or a number such as 12M."),
+    "max_latency": ("LIMIT", "The longest latency of one image: +10%, or milliseconds."),
     "sampler": ("NAME", "tpe, nsga2 or random.  [default: tpe]"),
     "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
     "jobs": ("N|auto", "Trials at a time, at most 8; the results are the same.  [default: auto, one a core]"),
@@ -126,6 +131,32 @@ def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None,
 def _usual_setting(name: str, channels: int) -> BlockSetting:
     usual = {"reduction": min(16, channels), "kernel_size": 7}
     return BlockSetting(name, **{setting: usual[setting] for setting in block_named(name).settings})
+
+
+@cli.command("profile")
+@click.argument("architecture", type=click.Path(path_type=Path), metavar="ARCH.yaml")
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1, 65536), help="Images at a time.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where to measure the latency.")
+@click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the file may name.")
+@click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print it.")
+def profile_command(architecture: Path, batch_size: int, device: str, allow: tuple[str, ...], form: str) -> None:
+    """Show what an architecture costs, beside the plain backbone.
+
+    The latency is measured in inference mode, interleaved with the plain backbone's, on one processor thread or as a
+    CUDA graph; its interval is one of 95 % for the ratio.
+    """
+    found = Architecture.load(architecture, allow)
+    where = device_named(device)
+    models = [found.model_copy(update={"placement": Placement(), "factors": {}}).build(), found.build()]
+    costs = [profile(model, found.input_size) for model in models]
+    precision = pick_precision(where)
+    latencies = measure(models, found.input_size, device=where, precision=precision, batch_size=batch_size)
+    frame = comparison_frame(costs, latencies)
+    if form == "csv":
+        click.echo(frame.to_csv(index=False), nl=False)
+    else:
+        how = f"batch {batch_size}, {precision}, {'one thread' if where.type == 'cpu' else device_name(where)}"
+        show_comparison(frame, f"{found.backbone}: {found.placement}", how)
 
 
 @cli.command("report")

@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from placesearch.front import front
-from placesearch.records import Event, StepEnded, StudyBegan, TrialBegan, TrialEnded, TrialRecord
+from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
+from placesearch.reporting.writing import latency_text
 from placesearch.study import Study, Watch
 
 
-class _Told:
+class _Course:
     """What was told of a running study so far; both views draw on it."""
 
     def __init__(self) -> None:
@@ -66,13 +67,15 @@ class _Lines:
     """A line for each trial, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Told(), console
+        self._told, self._console = _Course(), console
 
     def __call__(self, event: Event) -> None:
         self._told.hear(event)
         if isinstance(event, StudyBegan):
             for line in _opening(event):
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        elif isinstance(event, Told):
+            self._console.print(event.line, soft_wrap=True, highlight=False, markup=False)
         elif isinstance(event, TrialEnded):
             record, left = event.record, self._told.seconds_left()
             count = f"{len(self._told.records)}/{self._told.total()}"
@@ -85,13 +88,15 @@ class _Screen:
     """A view that is drawn anew twice a second."""
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Told(), console
+        self._told, self._console = _Course(), console
 
     def __call__(self, event: Event) -> None:
         self._told.hear(event)
         if isinstance(event, StudyBegan):
             for line in _opening(event):
                 self._console.print(line, highlight=False, markup=False)
+        elif isinstance(event, Told):
+            self._console.print(event.line, highlight=False, markup=False)
 
     def __rich__(self) -> RenderableType:
         told = self._told
@@ -192,6 +197,30 @@ def show_sites(frame: pd.DataFrame, title: str) -> None:
         )
 
 
+def show_comparison(frame: pd.DataFrame, title: str, how: str) -> None:
+    """Print what an architecture costs beside the plain backbone.
+
+    Args:
+        frame: What `comparison_frame` returns.
+        title: What stands above it.
+        how: How the latency was measured.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("plain", "with blocks", "ratio"):
+        table.add_column(name, justify="right")
+    for row in frame.to_dict("records"):
+        is_time = row["cost"] == "latency_ms"
+        values = [f"{row[name]:.3f}" if is_time else f"{round(row[name]):,}" for name in ("plain", "candidate")]
+        ratio = f"{row['ratio']:.4f}"
+        if is_time:
+            ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+        table.add_row(row["cost"], *values, ratio)
+    console = Console()
+    console.print(table)
+    console.print(f"latency: {how}, inference mode, median; interval of 95 %", highlight=False)
+
+
 def show_studies(studies: Sequence[Study]) -> None:
     """Print a table of studies.
 
@@ -218,12 +247,13 @@ def _opening(event: StudyBegan) -> Iterator[str]:
 
 def _front_table(members: Sequence[TrialRecord], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("trial", "val. accuracy", "macs", "params"):
+    measured = any(record.latency_ratio is not None for record in members)
+    for name in ("trial", "val. accuracy", "macs", "params", *(["latency / plain"] if measured else [])):
         table.add_column(name, justify="right")
     table.add_column("placement", overflow="fold")
     for record in members:
-        cells = (str(record.trial), _percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}")
-        table.add_row(*cells, Text(_name(record)))
+        cells = [str(record.trial), _percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}"]
+        table.add_row(*cells, *([latency_text(record)] if measured else []), Text(_name(record)))
     return table
 
 

@@ -156,7 +156,7 @@ def profile(model: nn.Module, input_size: InputSize) -> Cost:
         >>> import torchvision
         >>> cost = profile(torchvision.models.resnet18(), (3, 224, 224))
         >>> f"{cost.macs:,} {cost.macs_full:,} {cost.params:,}"
-        '1,814,073,344 1,821,399,040 11,689,512'
+        '1,814,073,344 1,821,449,216 11,689,512'
     """
     copied = copy.deepcopy(model).cpu().float().eval()
     set_factors(copied, dict.fromkeys(factors_of(copied), 1.0))

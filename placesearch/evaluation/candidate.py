@@ -59,12 +59,16 @@ class Evaluator:
                 start: dict[str, Any] = {"weights": self._checkpoint, "initial": "identity"} if self._checkpoint else {}
                 model = architecture.build(seed=self._protocol.seed, sites=self._sites, **start)
                 measured["factors"] = factors_of(fold(model)) or None
+                _forget_peak(self._device)
                 spent, before = 0.0, time.perf_counter()
                 for step in trainer.train(model):
                     spent += time.perf_counter() - before
                     watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
                     before = time.perf_counter()
+                measured["train_memory_mb"] = _peak(self._device)
+                _forget_peak(self._device)
                 accuracy, loss = trainer.validate(model)
+                measured["inference_memory_mb"] = _peak(self._device)
             state, error = "COMPLETE", None
             measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
         except TrainingError as problem:
@@ -80,6 +84,16 @@ class Evaluator:
             seconds=time.perf_counter() - began,
             **measured,
         )
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> float | None:
+    """Return the peak of memory in use on a GPU, data included, in MiB; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
 @contextmanager

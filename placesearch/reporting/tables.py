@@ -1,10 +1,12 @@
 """Trials as pandas tables."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from placesearch.config import KINDS
+from placesearch.costs.latency import Latency
 from placesearch.front import front
 from placesearch.models.sites import Site
 from placesearch.records import Cost, TrialRecord
@@ -25,6 +27,16 @@ TRIAL_COLUMNS = {
     "error": "object",
     "training_seconds": "float64",
     "macs_full": "Int64",
+    "latency_predicted_ms": "float64",
+    "latency_ratio": "float64",
+    "latency_ratio_low": "float64",
+    "latency_ratio_high": "float64",
+    "latency_batch_ms": "float64",
+    "latency_batch_ratio": "float64",
+    "latency_batch_ratio_low": "float64",
+    "latency_batch_ratio_high": "float64",
+    "train_memory_mb": "float64",
+    "inference_memory_mb": "float64",
 }
 """Columns of trials.csv and their types."""
 
@@ -39,7 +51,7 @@ FRONT_COLUMNS = {
     "macs": "Int64",
     "params": "Int64",
     "latency_ms": "float64",
-    "macs_full": "Int64",
+    **{name: TRIAL_COLUMNS[name] for name in list(TRIAL_COLUMNS)[list(TRIAL_COLUMNS).index("macs_full") :]},
 }
 """Columns of front.csv and their types."""
 
@@ -80,6 +92,21 @@ def sites_frame(sites: Sequence[Site], costs: Mapping[str, Sequence[Cost]]) -> p
     table["attention"] = [" ".join(site.gates) for site in sites]
     table["aliases"] = [" ".join(site.aliases) for site in sites]
     return table
+
+
+def comparison_frame(costs: Sequence[Cost], latencies: Sequence[Latency]) -> pd.DataFrame:
+    """Return one row a cost: the plain backbone's, the candidate's, and their ratio with its interval if it has one.
+
+    Args:
+        costs: Of the plain backbone and the candidate.
+        latencies: Of the same.
+    """
+    counted = [(name, *(getattr(cost, name) for cost in costs)) for name in ("macs", "macs_full", "params")]
+    rows: list[tuple[Any, ...]] = [(name, plain, own, own / plain, None, None) for name, plain, own in counted]
+    plain, candidate = latencies
+    measured = (candidate.ratio, candidate.ratio_low, candidate.ratio_high)
+    rows.append(("latency_ms", plain.median_ms, candidate.median_ms, *measured))
+    return pd.DataFrame(rows, columns=["cost", "plain", "candidate", "ratio", "ratio_low", "ratio_high"], dtype=object)
 
 
 def front_frame(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> pd.DataFrame:

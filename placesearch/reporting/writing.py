@@ -138,15 +138,37 @@ def summary(subject: Subject, records: Sequence[TrialRecord]) -> str:
 
 
 def _table(records: Sequence[TrialRecord], best: TrialRecord | None) -> list[str]:
-    lines = ["| trial | val. accuracy | macs | params | placement |", "|---:|---:|---:|---:|---|"]
+    lines = [
+        "| trial | val. accuracy | macs | macs_full | params | latency / plain | placement |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
     for record in records:
         mark = " *" if record == best else ""
         name = f"{record.reference}: " if record.reference else ""
         lines.append(
-            f"| {record.trial}{mark} | {100 * (record.val_accuracy or 0):.2f} % | {record.macs:,} | {record.params:,} "
+            f"| {record.trial}{mark} | {100 * (record.val_accuracy or 0):.2f} % | {_count(record.macs)} "
+            f"| {_count(record.macs_full)} | {_count(record.params)} | {latency_text(record)} "
             f"| {name}`{record.placement}` |"
         )
     return lines
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def latency_text(record: TrialRecord) -> str:
+    """Return the latency by the plain network's with its 95 % interval; empty if it was not measured.
+
+    Example:
+        >>> from placesearch.placement import Placement
+        >>> fields = {"latency_ratio": 1.081, "latency_ratio_low": 1.0702, "latency_ratio_high": 1.0924}
+        >>> latency_text(TrialRecord(trial=0, state="COMPLETE", placement=Placement(), **fields))
+        '1.08 (1.07 to 1.09)'
+    """
+    if record.latency_ratio is None:
+        return ""
+    return f"{record.latency_ratio:.2f} ({record.latency_ratio_low:.2f} to {record.latency_ratio_high:.2f})"
 
 
 def _replace(path: Path, text: str) -> None:
