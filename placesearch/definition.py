@@ -90,7 +90,13 @@ class Definition:
     def subject(self) -> Subject:
         """Return what reports say about the study."""
         config = self.config
-        start = f"{self.weights}, blocks as the identity" if self.weights else "scratch"
+        source = self.weights or "scratch"
+        start = {
+            "scratch": "from scratch",
+            "pretrained": f"from {source}, blocks as the identity",
+            "branch": f"of the plain network from {source}, taken over with blocks as the identity before the learning "
+            "rate is annealed",
+        }[self.protocol.start]
         counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS)
         return Subject(
             name=self.name,
@@ -101,7 +107,7 @@ class Definition:
                 ("data", f"{config.data}: {counts} images in {self.num_classes} classes"),
                 (
                     "training",
-                    f"{_counted(self.protocol.epochs, 'epoch')} from {start}, batch {self.protocol.batch_size}, "
+                    f"{_counted(self.protocol.epochs, 'epoch')} {start}, batch {self.protocol.batch_size}, "
                     f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}",
                 ),
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),

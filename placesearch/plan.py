@@ -115,6 +115,13 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     is_digits = config.data == "digits"
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
+    start = config.start or ("pretrained" if config.weights else "scratch")
+    if start == "pretrained" and not config.weights:
+        raise InputError("--start pretrained needs weights to start from: --weights DEFAULT or --weights FILE")
+    if start == "scratch" and config.weights:
+        raise InputError(
+            "--start scratch takes no weights; leave --weights out, or choose --start pretrained or branch"
+        )
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
     if checkpoint is not None:
         load_weights(backbone, checkpoint)
@@ -125,6 +132,7 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         "epochs": config.epochs or budget["epochs"],
         "batch_size": config.batch_size or budget["batch_size"],
         "input_size": side,
+        "start": start,
     }
     if config.trials is None and config.timeout is None:
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
@@ -151,6 +159,7 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         learning_rate=rate * (FINE_TUNING if checkpoint else 1.0),
         seed=config.seed,
         precision=pick_precision(device),
+        start=start,
     )
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}

@@ -82,6 +82,7 @@ class TrialRecord:
         latency_batch_ratio_high: Upper end.
         train_memory_mb: Peak memory on the GPU in training, in MiB.
         inference_memory_mb: Peak memory on the GPU in validation, in MiB.
+        correct: For each validation image whether it was classified correctly, base64 of bits, the first one highest.
         factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
     """
 
@@ -110,6 +111,7 @@ class TrialRecord:
     latency_batch_ratio_high: float | None = None
     train_memory_mb: float | None = None
     inference_memory_mb: float | None = None
+    correct: str | None = None
     factors: Mapping[str, float] | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
+from placesearch.evaluation.candidate import make_branch
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
 from placesearch.measured import conditions_of, measure_members, with_latencies
@@ -27,7 +28,7 @@ from placesearch.reporting.tables import front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.samplers import LAG, sampler_named
 from placesearch.search.trials import Trials
-from placesearch.training.datasets import SPLITS, load_data
+from placesearch.training.datasets import SPLITS, Data, load_data
 from placesearch.training.loop import pick_device
 
 REPORTS = Path("reports")
@@ -165,15 +166,9 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
                 lines=(*plan.lines(device, jobs), *notes),
             )
         )
-        assignment = Assignment(definition.plain, definition.protocol, config.data, str(device), config.weights)
-        evaluators: Evaluators
-        if jobs == 1:
-            evaluators = ThisProcess(assignment.evaluator(data), watch)
-        else:
-            evaluators = Workers(jobs, assignment, watch)
-            del data
         try:
-            with evaluators:
+            with _evaluators(plan, data, device, jobs, watch) as evaluators:
+                del data
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds = time.monotonic() - began
             members = front(trials.records(), config.objectives)
@@ -195,6 +190,24 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
         study = replace(study, ended=ended, seconds=seconds, training_share=training / (seconds * jobs))
         study.write_report()
     return study
+
+
+def _evaluators(plan: Plan, data: Data, device: torch.device, jobs: int, watch: Watch) -> Evaluators:
+    """Return what evaluates, after training the plain network up to the branch point if the study starts there."""
+    definition = plan.definition
+    branch = study_folder(definition.name) / "branch.safetensors" if definition.protocol.start == "branch" else None
+    assignment = Assignment(
+        plain=definition.plain,
+        protocol=definition.protocol,
+        data=definition.config.data,
+        device=str(device),
+        weights=definition.config.weights,
+        branch=str(branch) if branch else None,
+    )
+    if branch and not branch.exists():
+        watch(Told("training the plain network up to the branch point ..."))
+        make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
+    return ThisProcess(assignment.evaluator(data), watch) if jobs == 1 else Workers(jobs, assignment, watch)
 
 
 def _study(definition: Definition, trials: Trials) -> Study:

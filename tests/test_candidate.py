@@ -42,7 +42,7 @@ def test_from_weights_every_placement_starts_as_the_plain_network(workplace):
     still = replace(PROTOCOL, epochs=1, learning_rate=1e-12)
     trained = Tiny(10)
     with torch.no_grad():
-        trained.head.weight.mul_(3)
+        trained.head.bias[3] = 5.0
     evaluate = evaluator(protocol=still, checkpoint=Checkpoint("c", trained.state_dict())).evaluate
     texts = ["none", "unit1.bn2=se(r=2)", "unit1.bn2=cbam(r=2,k=3) unit2=cbam_residual(r=2,k=3)"]
     records = [evaluate(Task(0, Placement.parse(text), None), lambda _: None) for text in texts]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from networks import Broken, Tiny
@@ -25,7 +27,8 @@ def trained(digits, model, **changes):
     trainer = Trainer(digits, protocol(**changes), CPU)
     for _ in trainer.train(model):
         pass
-    return trainer.validate(model)
+    seen = trainer.validate(model)
+    return seen.accuracy, seen.loss
 
 
 def tiny(seed=0):
@@ -81,7 +84,8 @@ def ramp(flip):
 @pytest.mark.parametrize("flip", [False, True])
 def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(flip):
     trainer = Trainer(ramp(flip), protocol(), CPU)
-    images = trainer._augmented(trainer.train_split.images, torch.arange(256), torch.Generator().manual_seed(0))
+    draws = trainer._draws(256, torch.Generator().manual_seed(0))
+    images = trainer._augmented(trainer.train_split.images, torch.arange(256), draws)
     bytes_ = (images / trainer.scale[:, None, None] + trainer.mean[:, None, None]) * 255
     middle = bytes_[:, 0, 4:-4, 4:-4].round()
     across = (middle[:, :, 1:] - middle[:, :, :-1]).flatten(1)
@@ -96,12 +100,13 @@ def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(
 def test_validation_is_over_every_image_without_augmentation(digits):
     model = tiny().eval()
     trainer = Trainer(digits, protocol(), CPU)
-    accuracy, loss = trainer.validate(model)
+    seen = trainer.validate(model)
     split = digits.splits["validation"]
     with torch.no_grad():
         logits = model(trainer._normalised(split.images))
-    assert accuracy == (logits.argmax(1) == split.labels).sum().item() / 359
-    assert loss == pytest.approx(nn.functional.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    assert torch.equal(seen.correct, logits.argmax(1) == split.labels)
+    assert seen.accuracy == pytest.approx(seen.correct.sum().item() / 359)
+    assert seen.loss == pytest.approx(nn.functional.cross_entropy(logits, split.labels).item(), rel=1e-5)
 
 
 def test_the_test_split_is_never_touched(digits):
@@ -142,9 +147,20 @@ def test_a_train_split_smaller_than_a_batch_is_one_batch(digits):
 
 def test_devices_are_checked():
     assert pick_device("cpu") == CPU
-    assert pick_precision(CPU) == "fp32"
     with pytest.raises(ValueError, match="no device 'quantum'"):
         pick_device("quantum")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs a list of the processor's instructions")
+def test_the_precision_follows_the_instructions_that_a_processor_has():
+    has = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    assert pick_precision(CPU) == ("bf16" if has else "fp32")
+
+
+def test_bf16_learns_as_fp32_does(digits):
+    scores = [trained(digits, tiny(), epochs=4, precision=precision) for precision in ("fp32", "bf16")]
+    assert scores[0] != scores[1]
+    assert scores[1][1] == pytest.approx(scores[0][1], rel=0.05)
 
 
 @pytest.mark.gpu
@@ -159,5 +175,6 @@ def test_a_gpu_gives_the_same_score_twice(digits):
             for _ in trainer.train(model):
                 pass
             scores.append(trainer.validate(model))
-    assert scores[0] == scores[1]
-    assert scores[0][0] > 0.5
+    assert scores[0].loss == scores[1].loss
+    assert torch.equal(scores[0].correct, scores[1].correct)
+    assert scores[0].accuracy > 0.5

@@ -42,9 +42,9 @@ THIRD_PARTY = {
     "yaml": {"config", "models", "definition", "measured"},
     "sklearn": {"training"},
     "PIL": {"training"},
-    "numpy": {"front", "costs", "training", "search", "plan"},
+    "numpy": {"front", "costs", "training", "evaluation", "search", "plan"},
     "filelock": {"search", "study"},
-    "safetensors": {"models"},
+    "safetensors": {"models", "training"},
     "scipy": {"costs"},
 }
 

@@ -1,5 +1,7 @@
+import base64
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import reproducible
 import placesearch as ps
 from placesearch.errors import InputError, StudyError
 from placesearch.models.backbones import load_backbone
-from placesearch.records import StepEnded, StudyBegan, TrialBegan, TrialEnded
+from placesearch.records import StepEnded, StudyBegan, Told, TrialBegan, TrialEnded
 
 
 def config(**changes):
@@ -249,6 +251,41 @@ def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace)
         ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=6))
     with pytest.raises(StudyError, match="weights w.pt -> None"):
         ps.run(config(name="s", sites="residual,block", trials=6))
+
+
+def test_a_study_from_a_branch_trains_the_plain_network_up_to_there_once(workplace):
+    values = {"start": "branch", "epochs": 3, "trials": 5}
+    told = []
+    one = ps.run(config(name="s", **values), watch=told.append)
+    lines = [event.line for event in told if isinstance(event, Told)]
+    assert lines[0] == "training the plain network up to the branch point ..."
+    assert {record.state for record in one.records} == {"COMPLETE"}
+    assert "taken over with blocks as the identity" in (one.folder / "summary.md").read_text()
+    two = ps.run(config(name="t", **{**values, "trials": 2}))
+    two = ps.run(config(name="t", jobs=2, **values))
+    pd.testing.assert_frame_equal(*(reproducible(study.trials_frame()) for study in (one, two)))
+    scratch = ps.run(config(name="u", epochs=3, trials=2))
+    assert scratch.records[0].val_loss == one.records[0].val_loss  # plain goes on with its own training
+    assert scratch.records[1].val_loss != one.records[1].val_loss
+    with pytest.raises(StudyError, match="start branch -> scratch"):
+        ps.run(config(name="s", epochs=3, trials=6))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"start": "pretrained"}, "needs weights"), ({"start": "scratch", "weights": "w.pt"}, "takes no weights")],
+)
+def test_a_start_that_does_not_go_with_the_weights_is_refused(workplace, values, says):
+    with pytest.raises(InputError, match=says):
+        ps.run(config(name="s", **values))
+
+
+def test_what_each_validation_image_came_to_is_kept(workplace):
+    study = ps.run(config(name="s", trials=2, epochs=4))
+    for record in ps.load_study("s").records:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(record.correct), np.uint8), count=359)
+        assert bits.mean() == pytest.approx(record.val_accuracy)
+    assert study.records[0].correct != study.records[1].correct
 
 
 def test_a_loaded_study_equals_the_one_that_was_run(workplace):

@@ -38,6 +38,11 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "input_size": ("N", "Height and width of the input in pixels."),
     "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),
     "weights": ("DEFAULT|FILE", "Start from torchvision's pretrained weights or a checkpoint, blocks as the identity."),
+    "start": (
+        "scratch|branch|pretrained",
+        "branch: train the plain network halfway once, all candidates go on from there.  [default: scratch; "
+        "pretrained with --weights]",
+    ),
     "blocks": ("LIST", f"Of {', '.join(BLOCKS)}, or package.module:Class.  [default: se,cbam]"),
     "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
     "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),

@@ -1,11 +1,14 @@
 """The evaluation of one candidate: build, train, validate."""
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from placesearch.errors import TrainingError
 from placesearch.models.architecture import Architecture
@@ -13,6 +16,7 @@ from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
 from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
 
@@ -28,6 +32,7 @@ class Evaluator:
         data: What to train on.
         device: Where to.
         checkpoint: Weights that candidates start from, their blocks as the identity; None if they start from scratch.
+        branch: Where the plain network was stopped in its training, for candidates to go on from, instead.
     """
 
     def __init__(
@@ -37,8 +42,10 @@ class Evaluator:
         data: Data,
         device: torch.device,
         checkpoint: Checkpoint | None = None,
+        branch: Branch | None = None,
     ) -> None:
-        self._plain, self._protocol, self._device, self._checkpoint = plain, protocol, device, checkpoint
+        self._plain, self._protocol, self._device, self._branch = plain, protocol, device, branch
+        self._checkpoint = Checkpoint("branch", branch.weights) if branch else checkpoint
         self._trainer = Trainer(data, protocol, device)
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
@@ -56,21 +63,26 @@ class Evaluator:
         try:
             with _steady(self._device, self._protocol.threads):
                 architecture = self._plain.model_copy(update={"placement": task.placement})
-                start: dict[str, Any] = {"weights": self._checkpoint, "initial": "identity"} if self._checkpoint else {}
-                model = architecture.build(seed=self._protocol.seed, sites=self._sites, **start)
+                model = architecture.build(
+                    weights=self._checkpoint,
+                    initial="identity" if self._checkpoint else "standard",
+                    seed=self._protocol.seed,
+                    sites=self._sites,
+                )
                 measured["factors"] = factors_of(fold(model)) or None
                 _forget_peak(self._device)
                 spent, before = 0.0, time.perf_counter()
-                for step in trainer.train(model):
+                for step in trainer.train(model, self._branch):
                     spent += time.perf_counter() - before
                     watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
                     before = time.perf_counter()
                 measured["train_memory_mb"] = _peak(self._device)
                 _forget_peak(self._device)
-                accuracy, loss = trainer.validate(model)
+                seen = trainer.validate(model)
                 measured["inference_memory_mb"] = _peak(self._device)
             state, error = "COMPLETE", None
-            measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
+            measured["correct"] = _packed(seen.correct)
+            measured |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "training_seconds": spent}
         except TrainingError as problem:
             state, error = "FAIL", str(problem)
         except Exception as problem:  # noqa: BLE001 - a network of the user's own may raise anything, the search goes on
@@ -84,6 +96,30 @@ class Evaluator:
             seconds=time.perf_counter() - began,
             **measured,
         )
+
+
+def make_branch(
+    plain: Architecture, protocol: Protocol, data: Data, device: torch.device, checkpoint: Checkpoint | None = None
+) -> Branch:
+    """Train the plain network of a study up to the branch point.
+
+    Args:
+        plain: The backbone without blocks.
+        protocol: How to train.
+        data: What to train on.
+        device: Where to.
+        checkpoint: Weights that it starts from; None for scratch.
+
+    Raises:
+        TrainingError: If the loss is no longer finite.
+    """
+    with _steady(device, protocol.threads):
+        return Trainer(data, protocol, device).train_branch(plain.build(weights=checkpoint, seed=protocol.seed))
+
+
+def _packed(correct: Tensor) -> str:
+    """Return truth values as base64 of their bits, the first one highest."""
+    return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Protocol as Interface
 from typing import Self
 
@@ -22,8 +23,9 @@ import torch
 from placesearch.errors import PlacesearchError, StudyError
 from placesearch.evaluation.candidate import Evaluator, Watch
 from placesearch.models.architecture import Architecture
-from placesearch.models.weights import read_weights
+from placesearch.models.weights import Checkpoint, read_weights
 from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.training.branch import load_branch
 from placesearch.training.datasets import Data, load_data
 from placesearch.training.loop import Protocol
 
@@ -40,7 +42,8 @@ class Assignment:
         protocol: How to train.
         data: The data set's name or path.
         device: Where to train.
-        weights: What candidates start from, as `read_weights` takes it; None for scratch.
+        weights: What the plain network starts from, as `read_weights` takes it; None for scratch.
+        branch: File of the branch from which candidates go on; None if they do not.
     """
 
     plain: Architecture
@@ -48,12 +51,18 @@ class Assignment:
     data: str
     device: str
     weights: str | None = None
+    branch: str | None = None
 
     def evaluator(self, data: Data | None = None) -> Evaluator:
         """Load weights, and the data if they are not loaded yet, and get ready."""
         data = data or load_data(self.data, self.plain.input_size[1])
-        checkpoint = read_weights(self.weights, self.plain.backbone) if self.weights else None
-        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint)
+        branch = load_branch(Path(self.branch)) if self.branch else None
+        checkpoint = None if branch else self.checkpoint()
+        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint, branch)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Read the weights, if there are any."""
+        return read_weights(self.weights, self.plain.backbone) if self.weights else None
 
 
 class Evaluators(Interface):

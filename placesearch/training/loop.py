@@ -5,6 +5,7 @@ same backbone weights; only the blocks differ.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
+from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, Split
 
 MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
@@ -32,6 +34,8 @@ class Protocol:
         seed: Seed of initialisation, data order and augmentation.
         precision: `fp32` or `bf16` (autocast).
         threads: Processor threads a trial on a CPU.
+        start: `scratch`; `branch`, from the plain network in the middle of its training; or `pretrained`, from given
+            weights. But for the first, blocks start as the identity.
     """
 
     epochs: int
@@ -40,6 +44,22 @@ class Protocol:
     seed: int
     precision: str
     threads: int = 1
+    start: str = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How a model did on the validation split.
+
+    Args:
+        accuracy: Share of images classified correctly, 0..1.
+        loss: Mean cross-entropy in nats.
+        correct: For each image whether it was, bool (n,).
+    """
+
+    accuracy: float
+    loss: float
+    correct: Tensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,8 +79,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(device: torch.device) -> str:
-    """Return `bf16` on a GPU that has the instructions, else `fp32`."""
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Return `bf16` on a device that has instructions for it, else `fp32`; no stopwatch decides."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "fp32"
 
 
@@ -82,25 +105,56 @@ class Trainer:
         self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
         self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
         self.steps = protocol.epochs * (len(self.train_split.labels) // self.batch_size)
+        self.branch_step = max(1, round(WARMUP * self.steps))
 
-    def train(self, model: nn.Module) -> Iterator[int]:
+    def train(self, model: nn.Module, branch: Branch | None = None) -> Iterator[int]:
         """Train a model in place, yielding the number of finished steps after each one.
+
+        Args:
+            model: The model; with a branch, it has its weights already.
+            branch: Where the training was stopped before; it goes on from there, with the rest of the same schedule
+                and the same batches.
 
         Raises:
             TrainingError: If the loss is no longer finite.
         """
-        protocol, split = self.protocol, self.train_split
-        random = torch.Generator().manual_seed(protocol.seed)
-        torch.manual_seed(protocol.seed)  # dropout and drop-path
+        optimizer = self._optimizer(model)
+        for name, weight in model.named_parameters() if branch else ():
+            momentum = torch.zeros_like(weight)  # a new block has none yet, as at the start of a training
+            if name in branch.momentum:  # type: ignore[union-attr]
+                momentum.copy_(branch.momentum[name])  # type: ignore[union-attr]
+            optimizer.state[weight]["momentum_buffer"] = momentum
+        yield from self._steps(model, optimizer, self.branch_step if branch else 0, self.steps)
+
+    def train_branch(self, model: nn.Module) -> Branch:
+        """Train a model in place up to the branch point and return what is needed to go on from there.
+
+        Raises:
+            TrainingError: If the loss is no longer finite.
+        """
+        optimizer = self._optimizer(model)
+        for _ in self._steps(model, optimizer, 0, self.branch_step):
+            pass
+        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        kept = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in model.named_parameters()}
+        return Branch(weights, {name: tensor.cpu() for name, tensor in kept.items() if tensor is not None})
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         model.to(self.device).to(memory_format=torch.channels_last).train()
-        optimizer = torch.optim.SGD(
+        return torch.optim.SGD(
             model.parameters(),
-            lr=protocol.learning_rate,
+            lr=self.protocol.learning_rate,
             momentum=MOMENTUM,
             nesterov=True,
             weight_decay=WEIGHT_DECAY,
             fused=self.device.type in ("cpu", "cuda"),
         )
+
+    def _steps(self, model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, end: int) -> Iterator[int]:
+        """Take the steps of the schedule from one to another, passing over those before with their random numbers."""
+        protocol, split = self.protocol, self.train_split
+        random = torch.Generator().manual_seed(protocol.seed)
+        torch.manual_seed(protocol.seed)  # dropout and drop-path
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, protocol.learning_rate, total_steps=self.steps, pct_start=WARMUP
         )
@@ -108,38 +162,47 @@ class Trainer:
         for epoch in range(1, protocol.epochs + 1):
             losses = torch.zeros((), device=self.device)
             for batch in self._batches(random):
-                images = self._augmented(split.images, batch, random)
-                with self._autocast():
-                    loss = F.cross_entropy(_logits(model(images)), split.labels[batch], label_smoothing=LABEL_SMOOTHING)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                draws = self._draws(len(batch), random)
+                if done == end:
+                    break
+                if done >= begin:
+                    images = self._augmented(split.images, batch, draws)
+                    with self._autocast():
+                        logits = _logits(model(images))
+                        loss = F.cross_entropy(logits, split.labels[batch], label_smoothing=LABEL_SMOOTHING)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    losses += loss.detach()
                 done += 1
                 if done < self.steps:
-                    schedule.step()
-                losses += loss.detach()
-                yield done
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # that steps of the schedule are passed over is meant
+                        schedule.step()
+                if done > begin:
+                    yield done
             if not torch.isfinite(losses):
                 raise TrainingError(f"the training loss became {float(losses)} in epoch {epoch} of {protocol.epochs}")
 
     @torch.inference_mode()
-    def validate(self, model: nn.Module) -> tuple[float, float]:
-        """Return accuracy (0..1) and mean cross-entropy of a model on the whole validation split.
+    def validate(self, model: nn.Module) -> Validation:
+        """Return how a model does on the whole validation split.
 
         Raises:
             TrainingError: If the loss is not finite.
         """
         model.eval()
-        split, loss, right = self.validation_split, 0.0, 0
+        split, loss, right = self.validation_split, 0.0, []
         for batch in torch.arange(len(split.labels), device=self.device).split(max(self.batch_size, 128)):
             with self._autocast():
                 logits = _logits(model(self._normalised(split.images[batch]))).float()
             loss += float(F.cross_entropy(logits, split.labels[batch], reduction="sum"))
-            right += int((logits.argmax(1) == split.labels[batch]).sum())
+            right.append(logits.argmax(1) == split.labels[batch])
         mean_loss = loss / len(split.labels)
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the validation loss is {mean_loss}")
-        return right / len(split.labels), mean_loss
+        correct = torch.cat(right).cpu()
+        return Validation(float(correct.double().mean()), mean_loss, correct)
 
     def _batches(self, random: torch.Generator) -> Iterator[Tensor]:
         order = torch.randperm(len(self.train_split.labels), generator=random)
@@ -147,12 +210,16 @@ class Trainer:
             if len(batch) == self.batch_size:
                 yield batch.to(self.device)
 
-    def _augmented(self, images: Tensor, batch: Tensor, random: torch.Generator) -> Tensor:
+    def _draws(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw how far each image of a batch is shifted, and whether it is mirrored."""
+        reach = max(1, round(self.train_split.images.shape[1] * SHIFT))
+        shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=random)
+        return shifts, torch.rand(count, 1, generator=random) < 0.5
+
+    def _augmented(self, images: Tensor, batch: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
         """Take a batch, each image shifted (its border repeated) and, where classes allow, mirrored at random."""
-        count, side = len(batch), images.shape[1]
-        reach = max(1, round(side * SHIFT))
-        shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=random).to(self.device)
-        mirrored = (torch.rand(count, 1, generator=random) < 0.5).to(self.device) & self.flip
+        side = images.shape[1]
+        shifts, mirrored = draws[0].to(self.device), draws[1].to(self.device) & self.flip
         pixels = torch.arange(side, device=self.device)
         rows = (pixels + shifts[0]).clamp(0, side - 1)
         columns = torch.where(mirrored, side - 1 - pixels, pixels) + shifts[1]
