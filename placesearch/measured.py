@@ -13,8 +13,8 @@ from placesearch.config import read_yaml
 from placesearch.costs.latency import FEWEST_ROUNDS, Latency, measure
 from placesearch.definition import Definition, study_folder
 from placesearch.errors import StudyError
-from placesearch.models.architecture import Architecture
-from placesearch.placement import Placement
+from placesearch.models.insertion import insert
+from placesearch.models.sites import every_site
 from placesearch.plan import device_name
 from placesearch.records import TrialRecord
 
@@ -48,7 +48,9 @@ def measure_members(definition: Definition, members: Sequence[TrialRecord], devi
         return
     say(f"measuring the latency of the front, {len(fresh)} network{'s'[: len(fresh) > 1]}, against the plain one ...")
     try:
-        models = [build_like(definition.plain, placement) for placement in (Placement(), *fresh)]
+        plain = definition.plain.build(seed=0)
+        sites = every_site(plain, definition.input_size)
+        models = [plain, *(insert(plain, placement, sites=sites, seed=0, share=True) for placement in fresh)]
         single = _measured(definition, models, device, 1)
         batches: list[Latency | None] = [None] * len(models)
         if definition.protocol.batch_size * sum(one.median_ms for one in single) * FEWEST_ROUNDS / 1000 < TOO_LONG:
@@ -67,16 +69,6 @@ def measure_members(definition: Definition, members: Sequence[TrialRecord], devi
 def _measured(definition: Definition, models: list[nn.Module], device: torch.device, size: int) -> list[Latency]:
     precision = definition.protocol.precision
     return measure(models, definition.input_size, device=device, precision=precision, batch_size=size, seconds=SECONDS)
-
-
-def build_like(plain: Architecture, placement: Placement) -> nn.Module:
-    """Build a backbone with blocks; its weights are fresh.
-
-    Args:
-        plain: The backbone.
-        placement: The blocks.
-    """
-    return plain.model_copy(update={"placement": placement}).build(seed=0)
 
 
 def with_latencies(name: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:

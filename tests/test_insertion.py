@@ -55,6 +55,15 @@ def test_the_block_works_on_the_residual_right_before_the_addition():
     torch.testing.assert_close(model.unit1(x), torch.relu(x + gated))
 
 
+def test_a_copy_may_share_the_networks_own_tensors():
+    plain = Tiny(10)
+    shared = insert(plain, BOTH, input_size=SIZE, share=True)
+    assert shared.unit1.conv1.weight is plain.unit1.conv1.weight
+    assert shared.unit1.bn1.running_mean is plain.unit1.bn1.running_mean
+    assert not hasattr(plain.unit1.bn2, "attention")
+    assert insert(plain, BOTH, input_size=SIZE).unit1.conv1.weight is not plain.unit1.conv1.weight
+
+
 def test_a_plain_checkpoint_loads_into_the_inserted_model():
     plain = Tiny(10)
     model = insert(Tiny(10), BOTH, input_size=SIZE)

@@ -8,6 +8,9 @@ from placesearch import measured
 from placesearch.costs.latency import Latency
 from placesearch.errors import StudyError
 from placesearch.records import Told
+from placesearch.training.loop import pick_precision
+
+PRECISION = pick_precision(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_the_front_is_measured_whole_for_one_image_and_a_training_batch(workplac
     trials = pd.read_csv(study.folder / "trials.csv")
     assert trials.latency_ms.notna().sum() == len(members)  # the others were not measured
     assert (
-        "one thread of the processor, fp32, inference, batches of 1 and 128"
+        f"one thread of the processor, {PRECISION}, inference, batches of 1 and 128"
         in (study.folder / "summary.md").read_text()
     )
     lines = [event.line for event in told if isinstance(event, Told)]

@@ -121,7 +121,15 @@ def _sample(
     seconds: float,
 ) -> list[list[float]]:
     """Return for each module its seconds a call, one number a round."""
-    calls = [_timed(module, shape, device, precision, batch_size) for module, shape in modules]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    memo: dict[int, Any] = {}  # what networks share, their copies share too
+    copies = [
+        copy.deepcopy(module, memo).to(device, dtype).to(memory_format=torch.channels_last) for module, _ in modules
+    ]
+    calls = [
+        _timed(module.eval(), shape, device, dtype, batch_size)
+        for module, (_, shape) in zip(copies, modules, strict=True)
+    ]
     once = [call(1) for call in calls]
     repeats = [max(1, math.ceil(SHORTEST / max(taken, 1e-7))) for taken in once]
     a_round = sum(count * taken for count, taken in zip(repeats, once, strict=True))
@@ -135,21 +143,19 @@ def _sample(
 
 
 def _timed(
-    module: nn.Module, shape: tuple[int, int, int], device: torch.device, precision: str, batch_size: int
+    module: nn.Module, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, batch_size: int
 ) -> Callable[[int], float]:
     """Return what runs a module so many times and says how many seconds one took; it is warm already."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     random = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, *shape, generator=random).to(device, dtype, memory_format=torch.channels_last)
-    copied = copy.deepcopy(module).to(device, dtype).to(memory_format=torch.channels_last).eval()
     if device.type == "cuda":
-        return _timed_on_gpu(copied, image)
+        return _timed_on_gpu(module, image)
 
     @torch.inference_mode()
     def run(times: int) -> float:
         began = time.perf_counter()
         for _ in range(times):
-            copied(image)
+            module(image)
         return (time.perf_counter() - began) / times
 
     run(2)
@@ -311,7 +317,7 @@ def agreement(
         precision: `fp32` or `bf16`.
         seconds: How long it may take.
     """
-    models = [plain, *(insert(plain, placement, sites=sites, seed=0) for placement in placements)]
+    models = [plain, *(insert(plain, placement, sites=sites, seed=0, share=True) for placement in placements)]
     with _one_thread(device):
         times = np.array(_sample([(model, input_size) for model in models], device, precision, 1, seconds))
     ratios = times[1:] / times[0]

@@ -23,6 +23,7 @@ def insert(
     sites: Sequence[Site] | None = None,
     seed: int | None = None,
     initial: str = "standard",
+    share: bool = False,
 ) -> nn.Module:
     """Return a copy of a network with blocks at the sites of a placement.
 
@@ -39,6 +40,8 @@ def insert(
             same block at the same site starts the same in every placement. None takes torch's global random numbers.
         initial: `standard`: blocks start as their authors initialise them. `identity`: they start by changing nothing,
             so that a trained network stays what it is; `fold` turns them into stock blocks afterwards.
+        share: Whether the copy has the very parameters and buffers of the network, which saves memory where several
+            copies are only looked at.
 
     Raises:
         PlacementError: If a site does not exist, already has a block, or cannot take the settings, or a user's block
@@ -53,7 +56,7 @@ def insert(
     """
     if initial not in ("standard", "identity"):
         raise PlacementError(f"blocks start as 'standard' or 'identity', not '{initial}'")
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())} if share else None)
     if sites is None:
         sites = every_site(model, input_size) if placement else ()
     known = {alias: site for site in sites for alias in (site.name, *site.aliases)}
