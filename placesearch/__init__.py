@@ -11,6 +11,7 @@ from placesearch.errors import (
     StudyError,
     TrainingError,
 )
+from placesearch.evaluation.own import Candidate
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
@@ -22,6 +23,7 @@ __all__ = [
     "Architecture",
     "BackboneError",
     "BlockSetting",
+    "Candidate",
     "Cost",
     "CostTable",
     "DataError",

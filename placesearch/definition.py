@@ -83,7 +83,7 @@ class Definition:
         config = {key: value for key, value in self.config.plain().items() if key not in RUN_FIELDS}
         sites = {f"site {name}": "x".join(map(str, shape)) for name, shape in self.sites.items()}
         splits = {f"{name} images": count for name, count in self.splits.items()}
-        start = {"start": self.weights} if self.weights else {}
+        start = {"checkpoint": self.weights} if self.weights else {}
         plain = {"plain params": self.costs["none"][2]} if self.costs else {}
         return {**config, "classes": self.num_classes, **start, **plain, **splits, **sites}
 
@@ -97,23 +97,27 @@ class Definition:
             "branch": f"of the plain network from {source}, taken over with blocks as the identity before the learning "
             "rate is annealed",
         }[self.protocol.start]
-        counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS)
+        counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS if self.splits)
+        data = f"{config.data}: {counts} images in {self.num_classes} classes"
+        training = (
+            f"{_counted(self.protocol.epochs, 'epoch')} {start}, batch {self.protocol.batch_size}, "
+            f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}"
+        )
+        if config.evaluate:
+            data = f"those of {config.evaluate}"
+            training = f"{config.evaluate} with {_counted(self.protocol.epochs, 'epoch')}, {start}"
         return Subject(
             name=self.name,
             objectives=config.objectives,
             architecture=self.plain,
             facts=(
                 ("backbone", f"{config.backbone}, {config.stem} stem, input {'x'.join(map(str, self.input_size))}"),
-                ("data", f"{config.data}: {counts} images in {self.num_classes} classes"),
-                (
-                    "training",
-                    f"{_counted(self.protocol.epochs, 'epoch')} {start}, batch {self.protocol.batch_size}, "
-                    f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}",
-                ),
+                ("data", data),
+                ("training", training),
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             ),
-            validation_images=self.splits["validation"],
+            validation_images=self.splits.get("validation"),
         )
 
 

@@ -37,6 +37,9 @@ DEFAULTS = {"epochs": 5, "batch_size": 128}
 DEFAULT_TRIALS = 50
 """Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
 
+OWN_DATA = (1000, 224)
+"""Classes and input side for the user's own evaluation, where nothing else is given: as backbones are published."""
+
 LEARNING_RATE, AT_BATCH_SIZE = 0.02, 8
 """The peak learning rate grows with the root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
 
@@ -111,8 +114,9 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     Raises:
         InputError: If something cannot be used, or the study of this name has other settings.
     """
-    num_classes, native = inspect_data(config.data)
-    is_digits = config.data == "digits"
+    own_data = config.evaluate is not None and "data" not in config.model_fields_set
+    num_classes, native = OWN_DATA if own_data else inspect_data(config.data)
+    is_digits = config.data == "digits" and not own_data
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
     start = config.start or ("pretrained" if config.weights else "scratch")
@@ -122,13 +126,15 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         raise InputError(
             "--start scratch takes no weights; leave --weights out, or choose --start pretrained or branch"
         )
+    if start == "branch" and config.evaluate:
+        raise InputError("--start branch stops the built-in training; your own evaluation cannot start from there")
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
     if checkpoint is not None:
         load_weights(backbone, checkpoint)
     side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
     budget = DIGITS if is_digits else DEFAULTS
     filled: dict[str, Any] = {
-        "name": config.name or _slug(f"{config.backbone}-{Path(config.data).name}"),
+        "name": config.name or _slug(f"{config.backbone}-{'own' if own_data else Path(config.data).name}"),
         "epochs": config.epochs or budget["epochs"],
         "batch_size": config.batch_size or budget["batch_size"],
         "input_size": side,

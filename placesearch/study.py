@@ -18,6 +18,7 @@ from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.candidate import make_branch
+from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
 from placesearch.measured import conditions_of, measure_members, with_latencies
@@ -124,7 +125,7 @@ def study_names() -> list[str]:
     return sorted(path.parent.name for path in STUDIES.glob("*/study.yaml"))
 
 
-def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
+def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: Watch | None = None) -> Study:
     """Run a study, or go on with it where it stopped, and write its reports.
 
     Trials are stored one by one under `studies/NAME`; reports go to `reports/NAME`, both below the current directory.
@@ -132,6 +133,9 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
 
     Args:
         config: What to search.
+        evaluate: Your own evaluation in place of the built-in training: a function of a `Candidate`, or its name,
+            `package.module:function`, which `config.evaluate` may give as well. A function is called in this process,
+            one trial after the other, unless `config.jobs` asks for workers, which import it by its name.
         watch: Is told what happens, as it happens.
 
     Returns:
@@ -143,12 +147,22 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     watch = watch or _nobody
     device = device_named(config.device)
     sampler_named(config.sampler)
+    if evaluate is not None:
+        config = config.model_copy(update={"evaluate": name_of(evaluate)})
+    if callable(evaluate):
+        here: Evaluate | None = evaluate
+        jobs = 1 if config.jobs == "auto" else _jobs(config, device)
+    else:
+        here = evaluation_named(config.evaluate) if config.evaluate else None
+        jobs = _jobs(config, device)
     plan = prepare(config, device)
     config = plan.definition.config
-    data = load_data(config.data, plan.definition.input_size[1])
-    plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
+    data = None
+    if here is None:
+        data = load_data(config.data, plan.definition.input_size[1])
+        plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
     definition = plan.definition
-    jobs = _jobs(config, device)
+    jobs = min(jobs, config.trials or jobs)
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
@@ -167,7 +181,7 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
             )
         )
         try:
-            with _evaluators(plan, data, device, jobs, watch) as evaluators:
+            with _evaluators(plan, data, here, device, jobs, watch) as evaluators:
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds = time.monotonic() - began
@@ -192,7 +206,9 @@ def run(config: StudyConfig, *, watch: Watch | None = None) -> Study:
     return study
 
 
-def _evaluators(plan: Plan, data: Data, device: torch.device, jobs: int, watch: Watch) -> Evaluators:
+def _evaluators(
+    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, jobs: int, watch: Watch
+) -> Evaluators:
     """Return what evaluates, after training the plain network up to the branch point if the study starts there."""
     definition = plan.definition
     branch = study_folder(definition.name) / "branch.safetensors" if definition.protocol.start == "branch" else None
@@ -203,11 +219,12 @@ def _evaluators(plan: Plan, data: Data, device: torch.device, jobs: int, watch: 
         device=str(device),
         weights=definition.config.weights,
         branch=str(branch) if branch else None,
+        evaluate=definition.config.evaluate,
     )
-    if branch and not branch.exists():
+    if branch and data and not branch.exists():
         watch(Told("training the plain network up to the branch point ..."))
         make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
-    return ThisProcess(assignment.evaluator(data), watch) if jobs == 1 else Workers(jobs, assignment, watch)
+    return ThisProcess(assignment.evaluator(data, evaluate), watch) if jobs == 1 else Workers(jobs, assignment, watch)
 
 
 def _study(definition: Definition, trials: Trials) -> Study:

@@ -73,3 +73,10 @@ def broken(num_classes: int) -> nn.Module:
 
 def no_network(num_classes: int) -> str:
     return "no network"
+
+
+def evaluate(candidate) -> dict[str, float]:
+    """An evaluation of the user's own: says how many blocks there are, and what the weights started as."""
+    model = candidate.build()
+    start = float(model.stem.weight.detach().abs().mean())
+    return {"accuracy": (1 + len(candidate.placement)) / 10, "loss": start * candidate.epochs + candidate.seed}

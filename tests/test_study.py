@@ -247,7 +247,7 @@ def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace)
     assert after_block.factors == {"unit1": 4.0, "unit2": 4.0}
 
     torch.save(load_backbone("mine:tiny", 1000).state_dict(), "w.pt")
-    with pytest.raises(StudyError, match="start w.pt"):
+    with pytest.raises(StudyError, match="checkpoint w.pt"):
         ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=6))
     with pytest.raises(StudyError, match="weights w.pt -> None"):
         ps.run(config(name="s", sites="residual,block", trials=6))

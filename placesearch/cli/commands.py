@@ -43,6 +43,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "branch: train the plain network halfway once, all candidates go on from there.  [default: scratch; "
         "pretrained with --weights]",
     ),
+    "evaluate": ("MODULE:FUNCTION", "Your own evaluation in place of the built-in training."),
     "blocks": ("LIST", f"Of {', '.join(BLOCKS)}, or package.module:Class.  [default: se,cbam]"),
     "reductions": ("LIST", "Reductions r to choose from.  [default: 4,8,16]"),
     "kernel_sizes": ("LIST", "Kernel sizes k of CBAM to choose from.  [default: 3,7]"),
@@ -91,7 +92,8 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
         values = read_definition(study)
         written = {name: value for name, value in values.items() if options.get(name) is None}
         blocks = written.get("blocks", [])
-        for code in (str(written.get("backbone", "")), *(blocks.split(",") if isinstance(blocks, str) else blocks)):
+        blocks = blocks.split(",") if isinstance(blocks, str) else blocks
+        for code in (written.get("backbone", ""), written.get("evaluate", ""), *blocks):
             if names_code(str(code)) and code not in allow:
                 raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
     values |= {name: value for name, value in options.items() if value is not None}

@@ -61,7 +61,7 @@ class Evaluator:
         epochs, trainer = self._protocol.epochs, self._trainer
         measured: dict[str, Any] = {"epochs": epochs, "seed": self._protocol.seed}
         try:
-            with _steady(self._device, self._protocol.threads):
+            with steady(self._device, self._protocol.threads):
                 architecture = self._plain.model_copy(update={"placement": task.placement})
                 model = architecture.build(
                     weights=self._checkpoint,
@@ -113,7 +113,7 @@ def make_branch(
     Raises:
         TrainingError: If the loss is no longer finite.
     """
-    with _steady(device, protocol.threads):
+    with steady(device, protocol.threads):
         return Trainer(data, protocol, device).train_branch(plain.build(weights=checkpoint, seed=protocol.seed))
 
 
@@ -133,10 +133,14 @@ def _peak(device: torch.device) -> float | None:
 
 
 @contextmanager
-def _steady(device: torch.device, threads: int) -> Iterator[None]:
+def steady(device: torch.device, threads: int) -> Iterator[None]:
     """Fix what a score depends on besides the protocol: threads on a processor, algorithms on a GPU.
 
     The process's own random numbers go on afterwards as if nothing had happened.
+
+    Args:
+        device: Where candidates are trained.
+        threads: Processor threads a trial.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":

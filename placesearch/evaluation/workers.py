@@ -22,6 +22,7 @@ import torch
 
 from placesearch.errors import PlacesearchError, StudyError
 from placesearch.evaluation.candidate import Evaluator, Watch
+from placesearch.evaluation.own import Evaluate, OwnEvaluator, evaluation_named
 from placesearch.models.architecture import Architecture
 from placesearch.models.weights import Checkpoint, read_weights
 from placesearch.records import StepEnded, Task, TrialRecord
@@ -40,9 +41,10 @@ class Assignment:
     Args:
         plain: The backbone without blocks.
         protocol: How to train.
-        data: The data set's name or path.
+        data: The data set's name or path; not loaded where the evaluation is the user's own.
         device: Where to train.
         weights: What the plain network starts from, as `read_weights` takes it; None for scratch.
+        evaluate: Name of the user's own evaluation; None for the built-in training.
         branch: File of the branch from which candidates go on; None if they do not.
     """
 
@@ -52,9 +54,13 @@ class Assignment:
     device: str
     weights: str | None = None
     branch: str | None = None
+    evaluate: str | None = None
 
-    def evaluator(self, data: Data | None = None) -> Evaluator:
-        """Load weights, and the data if they are not loaded yet, and get ready."""
+    def evaluator(self, data: Data | None = None, evaluate: Evaluate | None = None) -> Evaluator | OwnEvaluator:
+        """Load weights, and data and code if they are not loaded yet, and get ready."""
+        evaluate = evaluate or (evaluation_named(self.evaluate) if self.evaluate else None)
+        if evaluate is not None:
+            return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self.checkpoint())
         data = data or load_data(self.data, self.plain.input_size[1])
         branch = load_branch(Path(self.branch)) if self.branch else None
         checkpoint = None if branch else self.checkpoint()
@@ -91,7 +97,7 @@ class ThisProcess:
 
     size = 1
 
-    def __init__(self, evaluator: Evaluator, watch: Watch) -> None:
+    def __init__(self, evaluator: Evaluator | OwnEvaluator, watch: Watch) -> None:
         self._evaluator, self._watch = evaluator, watch
         self._tasks: deque[Task] = deque()
 

@@ -86,8 +86,13 @@ def caution(subject: Subject, records: Sequence[TrialRecord]) -> str:
     accuracies = [
         record.val_accuracy for record in records if record.state == "COMPLETE" and record.val_accuracy is not None
     ]
-    if not accuracies or not subject.validation_images:
+    if not accuracies:
         return ""
+    if not subject.validation_images:
+        return (
+            "Accuracies are observed once each. How much they vary by themselves was not measured; small differences "
+            "may mean nothing, and the highest of many observed values is too high."
+        )
     middle = sorted(accuracies)[len(accuracies) // 2]
     error = 100 * sampling_error(middle, subject.validation_images)
     return (

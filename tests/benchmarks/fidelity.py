@@ -172,17 +172,17 @@ def report() -> str:
         "# Which brief protocol predicts long training",
         "",
         f"ResNet-18, ImageNet stem, 32x32, CIFAR-10 (a JPEG copy), {TRAIN:,} training and 5,000 validation images, "
-        f"batch {BATCH}, peak rate {PEAK}, {pick_precision(torch.device('cpu'))} on processors of this kind, one thread "
-        f"a training, torch {torch.__version__}. Trainings so far: {trainings}. `long` is {PROTOCOLS['long'][1]} epochs "
-        "from scratch, which is not convergence; `scratch-N` and `branch-N` are N epochs, the latter from a branch of "
-        "the plain network. Made by `python tests/benchmarks/fidelity.py`.",
+        f"batch {BATCH}, peak rate {PEAK}, {pick_precision(torch.device('cpu'))} on processors of this kind, one "
+        f"thread a training, torch {torch.__version__}. Trainings so far: {trainings}. `long` is "
+        f"{PROTOCOLS['long'][1]} epochs from scratch, which is not convergence; `scratch-N` and `branch-N` are N "
+        "epochs, the latter from a branch of the plain network. Made by `python tests/benchmarks/fidelity.py`.",
         "",
         "tau: Kendall's, between means over seeds of the brief score and of the long accuracy, with a 95 % bootstrap "
-        "interval over placements. sd: of one score over seeds, within placements. Paired: of the difference from plain "
-        "under the same seed, by root 2. Signal: standard deviation of the placements' means, the noise in them taken "
-        "away. Seconds: of one training. Accuracies in points, losses in nats.",
+        "interval over placements. sd: of one score over seeds, within placements. Paired: of the difference from "
+        "plain under the same seed, by root 2. Signal: standard deviation of the placements' means, the noise in "
+        "them taken away. Seconds: of one training. Accuracies in points, losses in nats.",
         "",
-        "| protocol | score | placements | seeds | tau | sd | paired | signal | signal / noise | seconds | information/s |",
+        "| protocol | score | placements | seeds | tau | sd | paired | signal | s / n | seconds | information/s |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     return "\n".join([*head, *lines]) + "\n"

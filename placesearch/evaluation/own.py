@@ -1,0 +1,158 @@
+"""The user's own evaluation in place of the built-in training."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from placesearch.errors import InputError, TrainingError
+from placesearch.evaluation.candidate import Watch, steady
+from placesearch.models.architecture import Architecture
+from placesearch.models.code import import_named
+from placesearch.models.weights import Checkpoint
+from placesearch.placement import Placement
+from placesearch.records import Task, TrialRecord
+from placesearch.training.loop import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What the user's own evaluation gets.
+
+    Args:
+        architecture: The backbone with its blocks.
+        seed: Seed of the study; equal for all candidates, so that they differ in nothing but their blocks.
+        epochs: How long to train, in whatever the evaluation takes for an epoch.
+        device: Where to.
+        split: `validation` in a search.
+        checkpoint: Weights that the study starts from; None for scratch.
+    """
+
+    architecture: Architecture
+    seed: int
+    epochs: int
+    device: torch.device
+    split: str = "validation"
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """Which block goes where."""
+        return self.architecture.placement
+
+    def build(self, num_classes: int | None = None) -> nn.Module:
+        """Build the model; equal candidates get equal weights.
+
+        Args:
+            num_classes: Width of the classifier, if another than the architecture's own.
+        """
+        initial = "identity" if self.checkpoint else "standard"
+        return self.architecture.build(num_classes, weights=self.checkpoint, initial=initial, seed=self.seed)
+
+
+Evaluate = Callable[[Candidate], float | Mapping[str, Any]]
+"""Returns an accuracy, or a mapping with `accuracy` and perhaps `loss`. Accuracy is within 0..1, up is better."""
+
+
+class OwnEvaluator:
+    """Evaluates candidates by the user's own function.
+
+    Args:
+        plain: The backbone without blocks.
+        protocol: Seed, epochs and threads.
+        device: Where to.
+        evaluate: The function.
+        checkpoint: Weights to start from.
+    """
+
+    def __init__(
+        self,
+        plain: Architecture,
+        protocol: Protocol,
+        device: torch.device,
+        evaluate: Evaluate,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self._plain, self._protocol, self._device = plain, protocol, device
+        self._evaluate, self._checkpoint = evaluate, checkpoint
+
+    def evaluate(self, task: Task, _: Watch) -> TrialRecord:
+        """Evaluate a candidate; whatever the function raises is the trial's own failure, told in the record."""
+        began = time.perf_counter()
+        protocol = self._protocol
+        measured: dict[str, Any] = {"epochs": protocol.epochs, "seed": protocol.seed}
+        try:
+            candidate = Candidate(
+                architecture=self._plain.model_copy(update={"placement": task.placement}),
+                seed=protocol.seed,
+                epochs=protocol.epochs,
+                device=self._device,
+                checkpoint=self._checkpoint,
+            )
+            with steady(self._device, protocol.threads):
+                torch.manual_seed(protocol.seed)
+                accuracy, loss = _scores(self._evaluate(candidate))
+            state, error = "COMPLETE", None
+            spent = time.perf_counter() - began
+            measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
+        except TrainingError as problem:
+            state, error = "FAIL", str(problem)
+        except Exception as problem:  # noqa: BLE001 - the user's own code may raise anything, the search goes on
+            state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
+        seconds = time.perf_counter() - began
+        return TrialRecord(
+            trial=task.trial,
+            state=state,
+            placement=task.placement,
+            reference=task.reference,
+            error=error,
+            seconds=seconds,
+            **measured,
+        )
+
+
+def _scores(returned: Any) -> tuple[float, float | None]:
+    """Check what the function returned."""
+    given = returned if isinstance(returned, Mapping) else {"accuracy": returned}
+    values: dict[str, float | None] = {"accuracy": None, "loss": None}
+    for name in values:
+        value = given.get(name)
+        if value is None:
+            continue
+        try:
+            values[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TrainingError(f"the evaluation returned {name} {value!r:.80}, which is no number") from None
+    accuracy, loss = values["accuracy"], values["loss"]
+    if accuracy is None or not 0 <= accuracy <= 1:
+        got = "no accuracy" if accuracy is None else f"accuracy {accuracy}"
+        raise TrainingError(f"the evaluation returned {got}; expected a number within 0..1, up is better")
+    if loss is not None and not math.isfinite(loss):
+        raise TrainingError(f"the evaluation returned loss {loss}")
+    return accuracy, loss
+
+
+def name_of(evaluate: Evaluate | str) -> str:
+    """Return `package.module:function` of a function, or the name as it is.
+
+    Raises:
+        InputError: If a name has another form.
+    """
+    if callable(evaluate):
+        return f"{evaluate.__module__}:{getattr(evaluate, '__qualname__', type(evaluate).__qualname__)}"
+    if ":" not in evaluate:
+        raise InputError(f"'{evaluate}' names no code; an evaluation is given as package.module:function")
+    return evaluate
+
+
+def evaluation_named(name: str) -> Evaluate:
+    """Import the user's own evaluation.
+
+    Raises:
+        InputError: If it cannot be found.
+    """
+    return import_named(name)
