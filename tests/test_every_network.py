@@ -25,7 +25,8 @@ def judge(name):
     assert seen.errors["eval"] <= 1e-5
     assert seen.errors["train"] <= 1e-5
     assert seen.reached == seen.blocks > 0
-    assert seen.fold_errors["float64"] <= 1e-9  # a deep network with random weights blows fp32's rounding up
+    assert seen.fold_errors["float32"] <= 1e-4
+    assert seen.fold_errors["float64"] <= 1e-9
 
 
 @pytest.mark.parametrize("name", QUICK)

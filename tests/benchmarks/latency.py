@@ -65,7 +65,10 @@ def main() -> None:
         ]
         lines.append(row(name, side, tables[0], seen, repeat, counted))
         print(lines[-1], flush=True)
-        whole = {key: references[key] for key in ("se-everywhere", "cbam-everywhere")}
+        wanted = ("se-everywhere", "cbam-everywhere")
+        whole = {
+            key: placement for name_of, placement in references.items() for key in wanted if key in name_of.split()
+        }
         models = [plain, *(insert(plain, placement, sites=sites) for placement in whole.values())]
         for size_of_batch in (1, 32):
             measured = measure(models, size, batch_size=size_of_batch, seconds=30, **where)
