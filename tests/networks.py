@@ -59,6 +59,17 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.weight).repeat_interleave(self.reduction, 1)
 
 
+class Odd(Tiny):
+    """A network with an operator that no rule counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.cumprod(x, 1))
+
+
+def odd(num_classes: int) -> nn.Module:
+    return Odd(num_classes)
+
+
 def tiny(num_classes: int) -> nn.Module:
     return Tiny(num_classes)
 

@@ -261,6 +261,17 @@ def test_an_architecture_is_profiled_beside_the_plain_backbone(workplace):
     assert frame.loc["macs", ["ratio_low", "ratio_high"]].isna().all()
 
 
+def test_operators_that_nobody_counts_are_named_wherever_costs_are_shown(workplace):
+    Path("a.yaml").write_text("placesearch: 1\nbackbone: mine:odd\nnum_classes: 10\ninput_size: [3, 32, 32]\n")
+    out = CliRunner().invoke(cli, ["profile", "a.yaml", "--allow", "mine:odd", "--device", "cpu"]).output
+    assert "macs_full is too low: no rule counts" in out
+    assert "cumprod" in out
+    command = [*TINY, "--epochs", "1", "--trials", "1", "--jobs", "1", "--backbone", "mine:odd"]
+    out = CliRunner().invoke(cli, command).output
+    assert "note: operators that no rule counts, so that macs_full is too low: " in out
+    assert "cumprod" in out
+
+
 def test_every_command_and_option_has_help():
     for command in cli.commands.values():
         assert command.help

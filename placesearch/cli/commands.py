@@ -157,13 +157,16 @@ def profile_command(architecture: Path, batch_size: int, device: str, allow: tup
     models = [found.model_copy(update={"placement": Placement(), "factors": {}}).build(), found.build()]
     costs = [profile(model, found.input_size) for model in models]
     precision = pick_precision(where)
-    latencies = measure(models, found.input_size, device=where, precision=precision, batch_size=batch_size)
+    try:
+        latencies = measure(models, found.input_size, device=where, precision=precision, batch_size=batch_size)
+    except RuntimeError as error:  # an operator without bf16, too little memory
+        raise InputError(f"{architecture}: no latency in {precision}, batch {batch_size}: {error}") from None
     frame = comparison_frame(costs, latencies)
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     else:
         how = f"batch {batch_size}, {precision}, {'one thread' if where.type == 'cpu' else device_name(where)}"
-        show_comparison(frame, f"{found.backbone}: {found.placement}", how)
+        show_comparison(frame, f"{found.backbone}: {found.placement}", how, costs[-1].uncounted)
 
 
 @cli.command("report")

@@ -197,13 +197,14 @@ def show_sites(frame: pd.DataFrame, title: str) -> None:
         )
 
 
-def show_comparison(frame: pd.DataFrame, title: str, how: str) -> None:
+def show_comparison(frame: pd.DataFrame, title: str, how: str, uncounted: Sequence[str]) -> None:
     """Print what an architecture costs beside the plain backbone.
 
     Args:
         frame: What `comparison_frame` returns.
         title: What stands above it.
         how: How the latency was measured.
+        uncounted: Operators that macs_full lacks.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -219,6 +220,8 @@ def show_comparison(frame: pd.DataFrame, title: str, how: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"latency: {how}, inference mode, median; interval of 95 %", highlight=False)
+    if uncounted:
+        console.print(f"macs_full is too low: no rule counts {', '.join(uncounted)}", highlight=False)
 
 
 def show_studies(studies: Sequence[Study]) -> None:
