@@ -252,8 +252,8 @@ def _front_table(members: Sequence[TrialRecord], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     measured = any(record.latency_ratio is not None for record in members)
     for name in ("trial", "val. accuracy", "macs", "params", *(["latency / plain"] if measured else [])):
-        table.add_column(name, justify="right")
-    table.add_column("placement", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("placement", overflow="fold", min_width=12)
     for record in members:
         cells = [str(record.trial), _percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}"]
         table.add_row(*cells, *([latency_text(record)] if measured else []), Text(_name(record)))
