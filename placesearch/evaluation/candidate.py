@@ -57,45 +57,61 @@ class Evaluator:
             task: The candidate.
             watch: Is told of each finished step.
         """
-        began = time.perf_counter()
+        return tried(task, self._protocol, self._device, lambda measured: self._measure(task, watch, measured))
+
+    def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
         epochs, trainer = self._protocol.epochs, self._trainer
-        measured: dict[str, Any] = {"epochs": epochs, "seed": self._protocol.seed}
-        try:
-            with steady(self._device, self._protocol.threads):
-                architecture = self._plain.model_copy(update={"placement": task.placement})
-                model = architecture.build(
-                    weights=self._checkpoint,
-                    initial="identity" if self._checkpoint else "standard",
-                    seed=self._protocol.seed,
-                    sites=self._sites,
-                )
-                measured["factors"] = factors_of(fold(model)) or None
-                _forget_peak(self._device)
-                spent, before = 0.0, time.perf_counter()
-                for step in trainer.train(model, self._branch):
-                    spent += time.perf_counter() - before
-                    watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
-                    before = time.perf_counter()
-                measured["train_memory_mb"] = _peak(self._device)
-                _forget_peak(self._device)
-                seen = trainer.validate(model)
-                measured["inference_memory_mb"] = _peak(self._device)
-            state, error = "COMPLETE", None
-            measured["correct"] = _packed(seen.correct)
-            measured |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "training_seconds": spent}
-        except TrainingError as problem:
-            state, error = "FAIL", str(problem)
-        except Exception as problem:  # noqa: BLE001 - a network of the user's own may raise anything, the search goes on
-            state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
-        return TrialRecord(
-            trial=task.trial,
-            state=state,
-            placement=task.placement,
-            reference=task.reference,
-            error=error,
-            seconds=time.perf_counter() - began,
-            **measured,
+        model = self._plain.model_copy(update={"placement": task.placement}).build(
+            weights=self._checkpoint,
+            initial="identity" if self._checkpoint else "standard",
+            seed=self._protocol.seed,
+            sites=self._sites,
         )
+        measured["factors"] = factors_of(fold(model)) or None
+        _forget_peak(self._device)
+        spent, before = 0.0, time.perf_counter()
+        for step in trainer.train(model, self._branch):
+            spent += time.perf_counter() - before
+            watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
+            before = time.perf_counter()
+        measured["train_memory_mb"] = _peak(self._device)
+        _forget_peak(self._device)
+        seen = trainer.validate(model)
+        measured["inference_memory_mb"] = _peak(self._device)
+        measured["correct"] = _packed(seen.correct)
+        measured |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "training_seconds": spent}
+
+
+def tried(
+    task: Task, protocol: Protocol, device: torch.device, measure: Callable[[dict[str, Any]], None]
+) -> TrialRecord:
+    """Evaluate a candidate; what goes wrong with it is its own failure, told in the record.
+
+    Args:
+        task: The candidate.
+        protocol: How it is trained.
+        device: Where to.
+        measure: Evaluates it and puts what it measured into the mapping that it gets, by the names of `TrialRecord`.
+    """
+    began = time.perf_counter()
+    measured: dict[str, Any] = {"epochs": protocol.epochs, "seed": protocol.seed}
+    state, error = "COMPLETE", None
+    try:
+        with steady(device, protocol.threads):
+            measure(measured)
+    except TrainingError as problem:
+        state, error = "FAIL", str(problem)
+    except Exception as problem:  # noqa: BLE001 - the user's own code may raise anything, the search goes on
+        state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
+    return TrialRecord(
+        trial=task.trial,
+        state=state,
+        placement=task.placement,
+        reference=task.reference,
+        error=error,
+        seconds=time.perf_counter() - began,
+        **measured,
+    )
 
 
 def make_branch(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from placesearch.errors import InputError, TrainingError
-from placesearch.evaluation.candidate import Watch, steady
+from placesearch.evaluation.candidate import Watch, tried
 from placesearch.models.architecture import Architecture
 from placesearch.models.code import import_named
 from placesearch.models.weights import Checkpoint
@@ -82,37 +82,21 @@ class OwnEvaluator:
 
     def evaluate(self, task: Task, _: Watch) -> TrialRecord:
         """Evaluate a candidate; whatever the function raises is the trial's own failure, told in the record."""
+        return tried(task, self._protocol, self._device, lambda measured: self._measure(task, measured))
+
+    def _measure(self, task: Task, measured: dict[str, Any]) -> None:
         began = time.perf_counter()
-        protocol = self._protocol
-        measured: dict[str, Any] = {"epochs": protocol.epochs, "seed": protocol.seed}
-        try:
-            candidate = Candidate(
-                architecture=self._plain.model_copy(update={"placement": task.placement}),
-                seed=protocol.seed,
-                epochs=protocol.epochs,
-                device=self._device,
-                checkpoint=self._checkpoint,
-            )
-            with steady(self._device, protocol.threads):
-                torch.manual_seed(protocol.seed)
-                accuracy, loss = _scores(self._evaluate(candidate))
-            state, error = "COMPLETE", None
-            spent = time.perf_counter() - began
-            measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
-        except TrainingError as problem:
-            state, error = "FAIL", str(problem)
-        except Exception as problem:  # noqa: BLE001 - the user's own code may raise anything, the search goes on
-            state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
-        seconds = time.perf_counter() - began
-        return TrialRecord(
-            trial=task.trial,
-            state=state,
-            placement=task.placement,
-            reference=task.reference,
-            error=error,
-            seconds=seconds,
-            **measured,
+        candidate = Candidate(
+            architecture=self._plain.model_copy(update={"placement": task.placement}),
+            seed=self._protocol.seed,
+            epochs=self._protocol.epochs,
+            device=self._device,
+            checkpoint=self._checkpoint,
         )
+        torch.manual_seed(self._protocol.seed)
+        accuracy, loss = _scores(self._evaluate(candidate))
+        spent = time.perf_counter() - began
+        measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
 
 
 def _scores(returned: Any) -> tuple[float, float | None]:
