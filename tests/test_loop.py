@@ -1,13 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from networks import Broken, Tiny
+from PIL import Image
 from torch import nn
 
 from placesearch.errors import TrainingError
 from placesearch.models.insertion import insert
 from placesearch.placement import Placement
+from placesearch.training import datasets, loop
 from placesearch.training.datasets import Data, Split, load_data
 from placesearch.training.loop import Protocol, Trainer, pick_device, pick_precision
 
@@ -85,7 +88,7 @@ def ramp(flip):
 def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(flip):
     trainer = Trainer(ramp(flip), protocol(), CPU)
     draws = trainer._draws(256, torch.Generator().manual_seed(0))
-    images = trainer._augmented(trainer.train_split.images, torch.arange(256), draws)
+    images = trainer._augmented(trainer.train_split.images, draws)
     bytes_ = (images / trainer.scale[:, None, None] + trainer.mean[:, None, None]) * 255
     middle = bytes_[:, 0, 4:-4, 4:-4].round()
     across = (middle[:, :, 1:] - middle[:, :, :-1]).flatten(1)
@@ -95,6 +98,47 @@ def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(
     straight = middle[(across == 1).all(1)]
     shifts = straight[:, 0, 0] - (4 * 5 + 4)
     assert set(shifts.int().tolist()) == {5 * dy + dx for dy in range(-2, 3) for dx in range(-2, 3)}
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 50])
+def test_images_from_files_give_the_same_scores_as_images_in_memory(tmp_path, monkeypatch, ahead):
+    monkeypatch.setattr(loop, "AHEAD", ahead)
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for index in range(60):
+            pixels = random.normal(level, 50, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    scores = []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(datasets, "MEMORY_SHARE", share)
+        torch.manual_seed(0)
+        scores.append(trained(load_data(str(tmp_path), 32), Tiny(2), epochs=3, batch_size=16))
+    assert scores[0] == scores[1]
+    assert scores[0][0] > 0.7
+
+
+def test_from_files_too_a_branch_goes_on_where_it_was_stopped(digits, tmp_path):
+    """The batches before the branch point are not even read."""
+    read = []
+
+    class Counting:
+        labels, side = digits.splits["train"].labels, 32
+
+        def on(self, _):
+            return self
+
+        def take(self, indices):
+            read.append(len(indices))
+            return digits.splits["train"].take(indices)
+
+    trainer = Trainer(
+        Data({**digits.splits, "train": Counting()}, digits.classes, digits.flip), protocol(epochs=3), CPU
+    )
+    whole = trainer.train_branch(tiny())
+    del read[:]
+    list(trainer.train(tiny(), whole))
+    assert read == [64] * (trainer.steps - trainer.branch_step)
 
 
 def test_validation_is_over_every_image_without_augmentation(digits):

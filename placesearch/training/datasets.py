@@ -1,11 +1,11 @@
-"""Data sets: always three splits, held in memory as bytes, brought to one input size.
+"""Data sets: always three splits, brought to one input size; in memory as bytes, or read as needed if they do not fit.
 
 A split that the source lacks is cut from train: stratified, fixed once for all (it does not depend on the study's
 seed), a fifth of it and at most 5,000 images.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from torch import Tensor
 from placesearch.errors import DataError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
+MEMORY_SHARE = 0.2
+"""Share of memory up to which a data set is held there, once in each worker process."""
+
 CUT_SHARE, CUT_LIMIT, CUT_SEED = 0.2, 5000, 2026
 
 
@@ -36,6 +39,54 @@ class Split:
     images: Tensor
     labels: Tensor
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.images.shape[1]
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return images, uint8 (n, height, width, 3), where the split is."""
+        return self.images[indices.to(self.images.device)]
+
+    def part(self, indices: Tensor) -> "Split":
+        """Return a split of some of the images."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def on(self, device: torch.device) -> "Split":
+        """Return the split on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSplit:
+    """Images in files, for data sets that do not fit into memory, and their classes.
+
+    Args:
+        files: One file an image.
+        labels: int64 tensor (n,).
+        side: Height and width that the images are brought to, in pixels.
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    side: int
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Read images, several at a time; return them as uint8 (n, height, width, 3) in memory.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        return _decoded([self.files[index] for index in indices.tolist()], self.side)
+
+    def part(self, indices: Tensor) -> "FileSplit":
+        """Return a split of some of the images."""
+        return FileSplit(tuple(self.files[index] for index in indices.tolist()), self.labels[indices], self.side)
+
+    def on(self, device: torch.device) -> "FileSplit":
+        """Return the split with its labels on a device; the images stay in their files."""
+        return FileSplit(self.files, self.labels.to(device), self.side)
+
 
 @dataclass(frozen=True, slots=True)
 class Data:
@@ -47,7 +98,7 @@ class Data:
         flip: Whether a mirrored image shows the same class.
     """
 
-    splits: dict[str, Split]
+    splits: Mapping[str, Split | FileSplit]
     classes: tuple[str, ...]
     flip: bool
 
@@ -133,7 +184,10 @@ def inspect_data(spec: str) -> tuple[int, int]:
 
 
 def load_data(spec: str, side: int) -> Data:
-    """Load a data set into memory, with its three splits, at side x side pixels.
+    """Load a data set with its three splits, at side x side pixels.
+
+    It is held in memory unless it is a tree of image folders that would take more than `MEMORY_SHARE` of it; then each
+    batch is read from its files.
 
     Args:
         spec: A name in `SOURCES`, or the path of a tree of image folders.
@@ -145,20 +199,25 @@ def load_data(spec: str, side: int) -> Data:
     """
     if spec in SOURCES:
         source = SOURCES[spec]
-        splits, flip = source.load(), source.flip
-        splits = {name: Split(_at_side(split.images, side), split.labels) for name, split in splits.items()}
+        loaded, flip = source.load(), source.flip
+        splits: dict[str, Split | FileSplit] = {
+            name: Split(_at_side(split.images, side), split.labels) for name, split in loaded.items()
+        }
         classes = tuple(str(label) for label in range(source.classes))
     else:
         tree = _read_tree(Path(spec))
         classes, flip = _class_names(Path(spec)), True
-        _refuse_too_large(sum(len(files) for files in tree.values()) * side * side * 3, spec)
-        splits = {name: _decoded(files, side) for name, files in tree.items()}
+        held = sum(len(files) for files in tree.values()) * side * side * 3 <= MEMORY_SHARE * _memory()
+        splits = {}
+        for name, files in tree.items():
+            paths, labels = tuple(path for path, _ in files), torch.tensor([label for _, label in files])
+            splits[name] = Split(_decoded(paths, side), labels) if held else FileSplit(paths, labels, side)
     if len(splits) < len(SPLITS):
         splits = _with_missing_cut(splits, classes)
     return Data({name: splits[name] for name in SPLITS}, classes, flip)
 
 
-def _with_missing_cut(splits: dict[str, Split], classes: tuple[str, ...]) -> dict[str, Split]:
+def _with_missing_cut(splits: dict[str, Split | FileSplit], classes: tuple[str, ...]) -> dict[str, Split | FileSplit]:
     """Cut the splits that are missing from train, from every class the same share of what train had."""
     missing = [name for name in SPLITS if name not in splits]
     labels = splits["train"].labels.numpy()
@@ -175,10 +234,7 @@ def _with_missing_cut(splits: dict[str, Split], classes: tuple[str, ...]) -> dic
         for index, split in enumerate(missing):
             part[members[index * count : (index + 1) * count]] = split
     whole = splits["train"]
-    cut = {}
-    for name in ("train", *missing):
-        chosen = torch.from_numpy(part == name)
-        cut[name] = Split(whole.images[chosen], whole.labels[chosen])
+    cut = {name: whole.part(torch.from_numpy(np.flatnonzero(part == name))) for name in ("train", *missing)}
     return {**splits, **cut}
 
 
@@ -239,20 +295,17 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def _refuse_too_large(needed: int, spec: str) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory / 2:
-        raise DataError(
-            f"{spec} needs {needed / 2**30:,.0f} GiB in memory, more than half of the {memory / 2**30:,.0f} GiB here; "
-            "choose a smaller --input-size or fewer images"
-        )
+def _memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _decoded(files: list[tuple[Path, int]], side: int) -> Split:
+def _decoded(files: Sequence[Path], side: int) -> Tensor:
+    """Read images, several at a time, and bring them to side x side pixels."""
     images = torch.empty(len(files), side, side, 3, dtype=torch.uint8)
 
     def decode(index: int) -> None:
-        path = files[index][0]
+        path = files[index]
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
@@ -267,4 +320,4 @@ def _decoded(files: list[tuple[Path, int]], side: int) -> Split:
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(decode, range(len(files))):
             pass
-    return Split(images, torch.tensor([label for _, label in files]))
+    return images

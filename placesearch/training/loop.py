@@ -6,7 +6,10 @@ same backbone weights; only the blocks differ.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +19,12 @@ from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
 from placesearch.training.branch import Branch
-from placesearch.training.datasets import Data, Split
+from placesearch.training.datasets import Data, FileSplit, Split
 
 MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
+AHEAD = 2
+"""Batches that are read ahead where images are in files."""
+
 SHIFT = 1 / 16
 """Images are moved by up to this share of their side in each direction."""
 
@@ -98,10 +104,11 @@ class Trainer:
 
     def __init__(self, data: Data, protocol: Protocol, device: torch.device) -> None:
         self.protocol, self.device, self.flip = protocol, device, data.flip
-        self.train_split = _on(data.splits["train"], device)
-        self.validation_split = _on(data.splits["validation"], device)
-        sample = self.train_split.images[:: max(1, len(self.train_split.labels) // 5000)]
-        pixels = sample.reshape(-1, 3).float() / 255
+        self.train_split = data.splits["train"].on(device)
+        self.validation_split = data.splits["validation"].on(device)
+        count = len(self.train_split.labels)
+        sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
+        pixels = sample.to(device).reshape(-1, 3).float() / 255
         self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
         self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
         self.steps = protocol.epochs * (len(self.train_split.labels) // self.batch_size)
@@ -161,23 +168,27 @@ class Trainer:
         done = 0
         for epoch in range(1, protocol.epochs + 1):
             losses = torch.zeros((), device=self.device)
-            for batch in self._batches(random):
+            batches = list(self._batches(random))
+            read = self._read(split, batches[max(0, begin - done) : max(0, end - done)])
+            for batch in batches:
                 draws = self._draws(len(batch), random)
                 if done == end:
                     break
                 if done >= begin:
-                    images = self._augmented(split.images, batch, draws)
+                    images = self._augmented(next(read), draws)
                     with self._autocast():
                         logits = _logits(model(images))
-                        loss = F.cross_entropy(logits, split.labels[batch], label_smoothing=LABEL_SMOOTHING)
+                        labels = split.labels[batch.to(self.device)]
+                        loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     losses += loss.detach()
                 done += 1
                 if done < self.steps:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # that steps of the schedule are passed over is meant
+                    with warnings.catch_warnings() if done <= begin else nullcontext():
+                        if done <= begin:
+                            warnings.simplefilter("ignore")  # that steps of the schedule are passed over is meant
                         schedule.step()
                 if done > begin:
                     yield done
@@ -193,11 +204,13 @@ class Trainer:
         """
         model.eval()
         split, loss, right = self.validation_split, 0.0, []
-        for batch in torch.arange(len(split.labels), device=self.device).split(max(self.batch_size, 128)):
+        batches = torch.arange(len(split.labels)).split(max(self.batch_size, 128))
+        for batch, images in zip(batches, self._read(split, batches), strict=True):
+            labels = split.labels[batch.to(self.device)]
             with self._autocast():
-                logits = _logits(model(self._normalised(split.images[batch]))).float()
-            loss += float(F.cross_entropy(logits, split.labels[batch], reduction="sum"))
-            right.append(logits.argmax(1) == split.labels[batch])
+                logits = _logits(model(self._normalised(images))).float()
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            right.append(logits.argmax(1) == labels)
         mean_loss = loss / len(split.labels)
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the validation loss is {mean_loss}")
@@ -208,23 +221,36 @@ class Trainer:
         order = torch.randperm(len(self.train_split.labels), generator=random)
         for batch in order.split(self.batch_size):
             if len(batch) == self.batch_size:
-                yield batch.to(self.device)
+                yield batch
+
+    def _read(self, split: Split | FileSplit, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images of one batch after the other; from files the next is read while one is worked on."""
+        if isinstance(split, Split):
+            yield from (split.take(batch) for batch in batches)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = deque(reader.submit(split.take, batch) for batch in batches[:AHEAD])
+            for batch in [*batches[AHEAD:], *[None] * min(AHEAD, len(batches))]:
+                images = ahead.popleft().result()
+                if batch is not None:
+                    ahead.append(reader.submit(split.take, batch))
+                yield images.to(self.device, non_blocking=True)
 
     def _draws(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw how far each image of a batch is shifted, and whether it is mirrored."""
-        reach = max(1, round(self.train_split.images.shape[1] * SHIFT))
+        reach = max(1, round(self.train_split.side * SHIFT))
         shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=random)
         return shifts, torch.rand(count, 1, generator=random) < 0.5
 
-    def _augmented(self, images: Tensor, batch: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
-        """Take a batch, each image shifted (its border repeated) and, where classes allow, mirrored at random."""
+    def _augmented(self, images: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
+        """Shift each image of a batch (its border repeated) and mirror it where classes allow, as drawn."""
         side = images.shape[1]
         shifts, mirrored = draws[0].to(self.device), draws[1].to(self.device) & self.flip
-        pixels = torch.arange(side, device=self.device)
+        pixels, each = torch.arange(side, device=self.device), torch.arange(len(images), device=self.device)
         rows = (pixels + shifts[0]).clamp(0, side - 1)
         columns = torch.where(mirrored, side - 1 - pixels, pixels) + shifts[1]
         columns = columns.clamp(0, side - 1)
-        return self._normalised(images[batch[:, None, None], rows[:, :, None], columns[:, None, :]])
+        return self._normalised(images[each[:, None, None], rows[:, :, None], columns[:, None, :]])
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Turn bytes (n, height, width, 3) into floats (n, 3, height, width), channels last in memory."""
@@ -237,7 +263,3 @@ class Trainer:
 def _logits(output: Any) -> Tensor:
     """Return the logits of a network that may put out auxiliary ones after them, as GoogLeNet does in training."""
     return output if isinstance(output, Tensor) else output[0]
-
-
-def _on(split: Split, device: torch.device) -> Split:
-    return Split(split.images.to(device), split.labels.to(device))

@@ -32,7 +32,7 @@ from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Task
 from placesearch.search.space import make_space, reference_placements
-from placesearch.training.datasets import Data, Split, load_data
+from placesearch.training.datasets import Data, load_data
 from placesearch.training.loop import Protocol, pick_precision
 
 SIZE, BATCH, PEAK, TRAIN = (3, 32, 32), 128, 0.08, 10_000
@@ -100,7 +100,7 @@ class Bench:
         whole = load_data(folder, SIZE[1])
         train = whole.splits["train"]
         every = torch.arange(0, len(train.labels), len(train.labels) / TRAIN).long()[:TRAIN]  # sorted by class
-        splits = {**whole.splits, "train": Split(train.images[every], train.labels[every])}
+        splits = {**whole.splits, "train": train.part(every)}
         self.data = Data(splits, whole.classes, whole.flip)
         self.evaluators: dict[tuple[str, int], Evaluator] = {}
 
