@@ -11,6 +11,7 @@ from placesearch.models.blocks import BLOCKS, sensible_settings
 from placesearch.models.insertion import insert
 from placesearch.models.sites import every_site
 from placesearch.placement import BlockSetting, Placement
+from placesearch.search.space import make_space, spread
 
 SIZE = (3, 32, 32)
 PLAIN = Tiny(10)
@@ -77,3 +78,16 @@ def test_what_the_network_cannot_take_has_no_cost(text, says):
 def test_the_table_is_exact_for_a_sample_of_placements_in_real_networks(name):
     seen = check(name, count=4, seed=1)
     assert seen.equal == seen.placements == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"), [("resnet18", ["0.08", "0.33", "3.0"]), ("resnet50", ["0.5", "1.3", "39"])]
+)
+def test_costs_vary_over_the_usual_space_as_the_readme_says(name, printed):
+    sites = [site for site in every_site(name) if "residual" in site.kinds]
+    space = make_space(sites, ["se", "cbam"], [4, 8, 16], [3, 7])
+    table = CostTable(name)
+    for cost, percent in zip(("macs", "macs_full", "params"), printed, strict=True):
+        grown = spread(space, lambda site, setting, cost=cost: getattr(table.added(site, setting), cost))
+        digits = len(percent.partition(".")[2])
+        assert f"{100 * grown / getattr(table.plain, cost):.{digits}f}" == percent
