@@ -10,7 +10,7 @@ from torch import nn
 from placesearch.errors import TrainingError
 from placesearch.models.insertion import insert
 from placesearch.placement import Placement
-from placesearch.training import datasets, loop
+from placesearch.training import datasets, graphed, loop
 from placesearch.training.datasets import Data, Split, load_data
 from placesearch.training.loop import Protocol, Trainer, pick_device, pick_precision
 
@@ -71,9 +71,21 @@ def test_every_candidate_sees_the_same_batches_and_augmentations(digits):
 
 
 def test_an_epoch_shows_every_image_at_most_once(digits):
-    trainer = Trainer(digits, protocol(), CPU)
-    order = torch.cat(list(trainer._batches(torch.Generator().manual_seed(0))))
-    assert len(order) == len(order.unique()) == 1079 // 64 * 64
+    images = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3).contiguous()
+    split = Split(images, torch.arange(200) % 2)
+    trainer = Trainer(Data({"train": split, "validation": split}, ("a", "b"), False), protocol(epochs=2), CPU)
+    shown = []
+
+    class Watching(Tiny):
+        def forward(self, x):
+            pixels = (x[:, 0, 0, 0] / trainer.scale[0] + trainer.mean[0]) * 255
+            shown.append(pixels.round().int())
+            return super().forward(x)
+
+    list(trainer.train(Watching(2)))
+    for epoch in (torch.cat(shown[:3]), torch.cat(shown[3:])):
+        assert len(epoch) == len(epoch.unique()) == 200 // 64 * 64
+    assert not torch.equal(torch.cat(shown[:3]), torch.cat(shown[3:]))
 
 
 def ramp(flip):
@@ -87,8 +99,8 @@ def ramp(flip):
 @pytest.mark.parametrize("flip", [False, True])
 def test_augmentation_shifts_by_two_pixels_and_mirrors_only_where_classes_allow(flip):
     trainer = Trainer(ramp(flip), protocol(), CPU)
-    draws = trainer._draws(256, torch.Generator().manual_seed(0))
-    images = trainer._augmented(trainer.train_split.images, draws)
+    _, shifts, mirrored = trainer._draws(torch.Generator().manual_seed(0))
+    images = trainer._augmented(trainer.train_split.images, shifts, mirrored)
     bytes_ = (images / trainer.scale[:, None, None] + trainer.mean[:, None, None]) * 255
     middle = bytes_[:, 0, 4:-4, 4:-4].round()
     across = (middle[:, :, 1:] - middle[:, :, :-1]).flatten(1)
@@ -205,6 +217,46 @@ def test_bf16_learns_as_fp32_does(digits):
     scores = [trained(digits, tiny(), epochs=4, precision=precision) for precision in ("fp32", "bf16")]
     assert scores[0] != scores[1]
     assert scores[1][1] == pytest.approx(scores[0][1], rel=0.05)
+
+
+def test_blocks_can_have_a_learning_rate_of_their_own(digits):
+    """With a rate of zero a block keeps its weights, and the network is trained all the same."""
+    placement = Placement.parse("unit1.bn2=se(r=2)")
+    for rate in (0.0, 1.0):
+        model = insert(tiny(), placement, input_size=(3, 32, 32), seed=0)
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
+        blocks = {name for name in before if name.startswith("unit1.bn2.attention.")}
+        assert len(blocks) == 4
+        list(Trainer(digits, protocol(block_rate=rate), CPU).train(model, blocks=blocks))
+        kept = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+        assert kept == (blocks if rate == 0 else set())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_recorded_step_does_what_the_steps_do_one_by_one(digits, monkeypatch):
+    device, scores = pick_device("cuda"), []
+    for warm_up in (graphed.WARM_UP, 10**9):
+        monkeypatch.setattr(graphed, "WARM_UP", warm_up)
+        trainer = Trainer(digits, protocol(epochs=4), device)
+        model = tiny()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            list(trainer.train(model))
+        scores.append(trainer.validate(model))
+    assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_step_that_cannot_be_recorded_goes_on_eagerly(digits):
+    class Asking(Tiny):
+        def forward(self, x):
+            return super().forward(x if x.mean().item() < 1e9 else -x)
+
+    torch.manual_seed(0)
+    trainer, model = Trainer(digits, protocol(epochs=4), pick_device("cuda")), Asking(10)
+    assert list(trainer.train(model)) == list(range(1, trainer.steps + 1))
+    assert trainer.validate(model).accuracy > 0.5
 
 
 @pytest.mark.gpu

@@ -70,7 +70,9 @@ class Evaluator:
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
-        for step in trainer.train(model, self._branch):
+        sites = tuple(f"{site}.attention." for site in task.placement)
+        blocks = {name for name, _ in model.named_parameters() if name.startswith(sites)}
+        for step in trainer.train(model, self._branch, blocks):
             spent += time.perf_counter() - before
             watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
             before = time.perf_counter()

@@ -7,9 +7,8 @@ same backbone weights; only the blocks differ.
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from placesearch.errors import TrainingError
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, FileSplit, Split
+from placesearch.training.graphed import GraphedStep, Step
 
 MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
 AHEAD = 2
@@ -42,6 +42,7 @@ class Protocol:
         threads: Processor threads a trial on a CPU.
         start: `scratch`; `branch`, from the plain network in the middle of its training; or `pretrained`, from given
             weights. But for the first, blocks start as the identity.
+        block_rate: Learning rate of the blocks by that of the network.
     """
 
     epochs: int
@@ -51,6 +52,7 @@ class Protocol:
     precision: str
     threads: int = 1
     start: str = "scratch"
+    block_rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +116,19 @@ class Trainer:
         self.steps = protocol.epochs * (len(self.train_split.labels) // self.batch_size)
         self.branch_step = max(1, round(WARMUP * self.steps))
 
-    def train(self, model: nn.Module, branch: Branch | None = None) -> Iterator[int]:
+    def train(self, model: nn.Module, branch: Branch | None = None, blocks: Collection[str] = ()) -> Iterator[int]:
         """Train a model in place, yielding the number of finished steps after each one.
 
         Args:
             model: The model; with a branch, it has its weights already.
             branch: Where the training was stopped before; it goes on from there, with the rest of the same schedule
                 and the same batches.
+            blocks: Names of the parameters that are the blocks', and so have a learning rate of their own.
 
         Raises:
             TrainingError: If the loss is no longer finite.
         """
-        optimizer = self._optimizer(model)
+        optimizer = self._optimizer(model, blocks)
         for name, weight in model.named_parameters() if branch else ():
             momentum = torch.zeros_like(weight)  # a new block has none yet, as at the start of a training
             if name in branch.momentum:  # type: ignore[union-attr]
@@ -146,11 +149,20 @@ class Trainer:
         kept = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in model.named_parameters()}
         return Branch(weights, {name: tensor.cpu() for name, tensor in kept.items() if tensor is not None})
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def _optimizer(self, model: nn.Module, blocks: Collection[str] = ()) -> torch.optim.Optimizer:
         model.to(self.device).to(memory_format=torch.channels_last).train()
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, weight in model.named_parameters():
+            parts[name in blocks].append(weight)
+        groups: list[dict[str, Any]] = []
+        for of_blocks, part in parts.items():
+            rate: float | Tensor = self.protocol.learning_rate * (self.protocol.block_rate if of_blocks else 1.0)
+            if self.device.type == "cuda":
+                rate = torch.tensor(rate, device=self.device)  # where a recorded step reads it anew each time
+            if part:
+                groups.append({"params": part, "lr": rate})
         return torch.optim.SGD(
-            model.parameters(),
-            lr=self.protocol.learning_rate,
+            groups,
             momentum=MOMENTUM,
             nesterov=True,
             weight_decay=WEIGHT_DECAY,
@@ -163,37 +175,52 @@ class Trainer:
         random = torch.Generator().manual_seed(protocol.seed)
         torch.manual_seed(protocol.seed)  # dropout and drop-path
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, protocol.learning_rate, total_steps=self.steps, pct_start=WARMUP
+            optimizer,
+            [float(group["lr"]) for group in optimizer.param_groups],
+            total_steps=self.steps,
+            pct_start=WARMUP,
+            cycle_momentum=False,  # a number that a recorded step could not change
         )
-        done = 0
-        for epoch in range(1, protocol.epochs + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the schedule begins in its middle is meant
+            for _ in range(min(begin, self.steps - 1)):
+                schedule.step()
+        step = self._step(model, optimizer)
+        an_epoch = self.steps // protocol.epochs
+        for epoch in range(protocol.epochs):
+            order, shifts, mirrored = self._draws(random)
+            first, last = (min(max(0, at - epoch * an_epoch), an_epoch) for at in (begin, end))
+            if first == last:
+                continue
+            parts = [slice(index * self.batch_size, (index + 1) * self.batch_size) for index in range(first, last)]
+            labels, shifts, mirrored = (
+                tensor.to(self.device) for tensor in (split.labels[order.to(split.labels.device)], shifts, mirrored)
+            )
             losses = torch.zeros((), device=self.device)
-            batches = list(self._batches(random))
-            read = self._read(split, batches[max(0, begin - done) : max(0, end - done)])
-            for batch in batches:
-                draws = self._draws(len(batch), random)
-                if done == end:
-                    break
-                if done >= begin:
-                    images = self._augmented(next(read), draws)
-                    with self._autocast():
-                        logits = _logits(model(images))
-                        labels = split.labels[batch.to(self.device)]
-                        loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
-                    loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    losses += loss.detach()
-                done += 1
-                if done < self.steps:
-                    with warnings.catch_warnings() if done <= begin else nullcontext():
-                        if done <= begin:
-                            warnings.simplefilter("ignore")  # that steps of the schedule are passed over is meant
-                        schedule.step()
-                if done > begin:
-                    yield done
+            images = self._read(split, [order[part] for part in parts])
+            for index, (part, batch) in enumerate(zip(parts, images, strict=True), epoch * an_epoch + first + 1):
+                losses += step(batch, labels[part], shifts[part], mirrored[part])
+                if index < self.steps:
+                    schedule.step()
+                yield index
             if not torch.isfinite(losses):
-                raise TrainingError(f"the training loss became {float(losses)} in epoch {epoch} of {protocol.epochs}")
+                raise TrainingError(
+                    f"the training loss became {float(losses)} in epoch {epoch + 1} of {protocol.epochs}"
+                )
+
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+        """Return what takes one step: images, labels and what is drawn for each image in, the loss out."""
+
+        def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+            pixels = self._augmented(images, shifts, mirrored)
+            with self._autocast():
+                loss = F.cross_entropy(_logits(model(pixels)), labels, label_smoothing=LABEL_SMOOTHING)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach()
+
+        return GraphedStep(step, self.device) if self.device.type == "cuda" else step
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> Validation:
@@ -203,25 +230,20 @@ class Trainer:
             TrainingError: If the loss is not finite.
         """
         model.eval()
-        split, loss, right = self.validation_split, 0.0, []
+        split, right = self.validation_split, []
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         batches = torch.arange(len(split.labels)).split(max(self.batch_size, 128))
         for batch, images in zip(batches, self._read(split, batches), strict=True):
             labels = split.labels[batch.to(self.device)]
             with self._autocast():
                 logits = _logits(model(self._normalised(images))).float()
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            loss += F.cross_entropy(logits, labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
-        mean_loss = loss / len(split.labels)
+        mean_loss = float(loss) / len(split.labels)
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the validation loss is {mean_loss}")
         correct = torch.cat(right).cpu()
         return Validation(float(correct.double().mean()), mean_loss, correct)
-
-    def _batches(self, random: torch.Generator) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.train_split.labels), generator=random)
-        for batch in order.split(self.batch_size):
-            if len(batch) == self.batch_size:
-                yield batch
 
     def _read(self, split: Split | FileSplit, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the images of one batch after the other; from files the next is read while one is worked on."""
@@ -236,19 +258,19 @@ class Trainer:
                     ahead.append(reader.submit(split.take, batch))
                 yield images.to(self.device, non_blocking=True)
 
-    def _draws(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw how far each image of a batch is shifted, and whether it is mirrored."""
-        reach = max(1, round(self.train_split.side * SHIFT))
-        shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=random)
-        return shifts, torch.rand(count, 1, generator=random) < 0.5
+    def _draws(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the order of the images in an epoch, and for each place in it the shift and whether to mirror."""
+        count, reach = len(self.train_split.labels), max(1, round(self.train_split.side * SHIFT))
+        order = torch.randperm(count, generator=random)
+        shifts = torch.randint(-reach, reach + 1, (count, 2), generator=random)
+        return order, shifts, torch.rand(count, generator=random) < 0.5
 
-    def _augmented(self, images: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
+    def _augmented(self, images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
         """Shift each image of a batch (its border repeated) and mirror it where classes allow, as drawn."""
         side = images.shape[1]
-        shifts, mirrored = draws[0].to(self.device), draws[1].to(self.device) & self.flip
         pixels, each = torch.arange(side, device=self.device), torch.arange(len(images), device=self.device)
-        rows = (pixels + shifts[0]).clamp(0, side - 1)
-        columns = torch.where(mirrored, side - 1 - pixels, pixels) + shifts[1]
+        rows = (pixels + shifts[:, :1]).clamp(0, side - 1)
+        columns = torch.where(mirrored[:, None] & self.flip, side - 1 - pixels, pixels) + shifts[:, 1:]
         columns = columns.clamp(0, side - 1)
         return self._normalised(images[each[:, None, None], rows[:, :, None], columns[:, None, :]])
 
