@@ -131,7 +131,7 @@ class StudyConfig(BaseModel):
     max_macs_full: Annotated[str, BeforeValidator(_limit)] | None = None
     max_params: Annotated[str, BeforeValidator(_limit)] | None = None
     max_latency: Annotated[str, BeforeValidator(_limit)] | None = None
-    sampler: str = "tpe"
+    sampler: str = "additive"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"
     jobs: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = "auto"

@@ -11,6 +11,7 @@ from placesearch.config import RUN_FIELDS, StudyConfig, read_yaml
 from placesearch.errors import StudyError
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
+from placesearch.placement import BlockSetting
 from placesearch.reporting.writing import Subject
 from placesearch.training.datasets import SPLITS
 from placesearch.training.loop import Protocol
@@ -118,7 +119,17 @@ class Definition:
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             ),
             validation_images=self.splits.get("validation"),
+            added=self._added(),
         )
+
+    def _added(self) -> dict[str, dict[BlockSetting, tuple[int, int]]]:
+        """Return by site the macs and params that each counted setting adds there."""
+        of_shape: dict[str, dict[BlockSetting, tuple[int, int]]] = {}
+        for name, (macs, _, params, *_) in self.costs.items():
+            setting, _, shape = name.partition(" ")
+            if shape:
+                of_shape.setdefault(shape, {})[BlockSetting.parse(setting)] = (macs, params)
+        return {site: of_shape.get("x".join(map(str, shape)), {}) for site, shape in self.sites.items()}
 
 
 def _counted(number: int, word: str) -> str:

@@ -1,9 +1,10 @@
 """The Pareto front of finished trials, and which of its members to pick."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from placesearch.placement import Placement
 from placesearch.records import TrialRecord
 
 
@@ -35,15 +36,26 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
     return on_front
 
 
-def front(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> list[TrialRecord]:
+def front(
+    records: Sequence[TrialRecord], objectives: tuple[str, ...], accuracy: Mapping[Placement, float] | None = None
+) -> list[TrialRecord]:
     """Return the completed trials that no other one dominates, ordered by cost, objectives first.
 
     Args:
         records: Finished trials; failed ones are left out.
         objectives: Names of the objectives; their directions are those of `placesearch.records.DIRECTIONS`.
+        accuracy: What each placement's accuracy is taken to be, in place of the observed one. Of the trials of a
+            placement only the longest counts then, and of equally long ones the first.
     """
     complete = [record for record in records if record.state == "COMPLETE"]
-    chosen = non_dominated([record.objectives(objectives) for record in complete])
+    if accuracy is not None:
+        first: dict[Placement, TrialRecord] = {}
+        for record in complete:
+            kept = first.setdefault(record.placement, record)
+            if (record.epochs or 0) > (kept.epochs or 0):
+                first[record.placement] = record
+        complete = [record for record in first.values() if record.placement in accuracy]
+    chosen = non_dominated([_values(record, objectives, accuracy) for record in complete])
     members = [record for record, on_front in zip(complete, chosen, strict=True) if on_front]
     costs = tuple(name for name in objectives if name != "accuracy")
     return sorted(
@@ -51,7 +63,9 @@ def front(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> list[T
     )
 
 
-def knee(members: Sequence[TrialRecord], objectives: tuple[str, ...]) -> TrialRecord:
+def knee(
+    members: Sequence[TrialRecord], objectives: tuple[str, ...], accuracy: Mapping[Placement, float] | None = None
+) -> TrialRecord:
     """Pick one member of a front: the nearest to the ideal point.
 
     Each objective is scaled over the front to 0 (best member) .. 1 (worst member), the costs among them are averaged
@@ -61,8 +75,9 @@ def knee(members: Sequence[TrialRecord], objectives: tuple[str, ...]) -> TrialRe
     Args:
         members: The front, at least one trial.
         objectives: Names of the objectives.
+        accuracy: What each placement's accuracy is taken to be, in place of the observed one.
     """
-    values = np.array([record.objectives(objectives) for record in members])
+    values = np.array([_values(record, objectives, accuracy) for record in members])
     spread = np.ptp(values, axis=0)
     scaled = np.where(spread > 0, (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0), 0.0)
     is_cost = np.array([name != "accuracy" for name in objectives])
@@ -71,3 +86,13 @@ def knee(members: Sequence[TrialRecord], objectives: tuple[str, ...]) -> TrialRe
     return members[
         min(range(len(members)), key=lambda index: (round(float(distance[index]), 12), members[index].trial))
     ]
+
+
+def _values(
+    record: TrialRecord, objectives: tuple[str, ...], accuracy: Mapping[Placement, float] | None
+) -> tuple[float, ...]:
+    observed = record.objectives(objectives)
+    if accuracy is None:
+        return observed
+    names = zip(objectives, observed, strict=True)
+    return tuple(-accuracy[record.placement] if name == "accuracy" else value for name, value in names)

@@ -102,7 +102,7 @@ class Placement(Mapping[str, BlockSetting]):
         'none'
     """
 
-    __slots__ = ("_blocks",)
+    __slots__ = ("_blocks", "_text")
 
     def __init__(self, blocks: Mapping[str, BlockSetting] | Iterable[tuple[str, BlockSetting]] = ()) -> None:
         pairs = list(blocks.items() if isinstance(blocks, Mapping) else blocks)
@@ -113,6 +113,7 @@ class Placement(Mapping[str, BlockSetting]):
         if len(self._blocks) < len(pairs):
             twice = next(site for index, (site, _) in enumerate(pairs) if site in dict(pairs[:index]))
             raise PlacementError(f"site '{twice}' is named twice; a site takes one block")
+        self._text = " ".join(f"{site}={setting}" for site, setting in self._blocks.items()) or "none"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -137,7 +138,7 @@ class Placement(Mapping[str, BlockSetting]):
         return cls(pairs)
 
     def __str__(self) -> str:
-        return " ".join(f"{site}={setting}" for site, setting in self._blocks.items()) or "none"
+        return self._text
 
     def __repr__(self) -> str:
         return f"Placement.parse({str(self)!r})"
@@ -152,7 +153,7 @@ class Placement(Mapping[str, BlockSetting]):
         return len(self._blocks)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Placement) and self._blocks == other._blocks
+        return isinstance(other, Placement) and self._text == other._text
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._text)

@@ -25,9 +25,10 @@ from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.tables import front_frame, trials_frame
+from placesearch.reporting.tables import accuracies, front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
-from placesearch.search.samplers import LAG, sampler_named
+from placesearch.search.findings import Findings
+from placesearch.search.samplers import LAG, check_sampler
 from placesearch.search.trials import Trials
 from placesearch.training.datasets import SPLITS, Data, load_data
 from placesearch.training.loop import pick_device
@@ -47,6 +48,7 @@ class Study:
     Args:
         subject: What was run.
         records: Its trials that ended by themselves, in order of position.
+        findings: What they say, with intervals; None if they are too few.
         ended: Why the search stopped; empty for a study that was only loaded.
         seconds: Wall time of this run's search.
         training_share: Share of this run's search, times its workers, that went into training steps.
@@ -54,6 +56,7 @@ class Study:
 
     subject: Subject
     records: tuple[TrialRecord, ...]
+    findings: Findings | None = None
     ended: str = ""
     seconds: float = 0.0
     training_share: float = 0.0
@@ -70,19 +73,21 @@ class Study:
 
     @property
     def front(self) -> list[TrialRecord]:
-        """Members of the front, ordered by cost."""
-        return front(self.records, self.subject.objectives)
+        """Members of the recommended front, ordered by cost."""
+        return front(self.records, self.subject.objectives, accuracies(self.findings))
 
     @property
     def best(self) -> Architecture | None:
         """The pick, as in best.yaml; None if no trial succeeded."""
         members = self.front
-        return found_architecture(self.subject, knee(members, self.subject.objectives)) if members else None
+        if not members:
+            return None
+        return found_architecture(self.subject, knee(members, self.subject.objectives, accuracies(self.findings)))
 
     @property
     def caution(self) -> str:
         """What the accuracies cannot tell."""
-        return caution(self.subject, self.records)
+        return caution(self.subject, self.records, self.findings)
 
     def trials_frame(self) -> pd.DataFrame:
         """Return the columns of trials.csv, one row a trial."""
@@ -90,7 +95,7 @@ class Study:
 
     def front_frame(self) -> pd.DataFrame:
         """Return the columns of front.csv, one row a member of the front."""
-        return front_frame(self.records, self.subject.objectives)
+        return front_frame(self.records, self.subject.objectives, self.findings)
 
     def write_report(self) -> None:
         """Write the report folder.
@@ -99,7 +104,7 @@ class Study:
             InputError: If it cannot be written; the trials are safe.
         """
         try:
-            write_report(self.folder, self.subject, self.records)
+            write_report(self.folder, self.subject, self.records, self.findings)
         except OSError as error:
             raise InputError(
                 f"cannot write {self.folder}: {error.strerror}; "
@@ -146,7 +151,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     """
     watch = watch or _nobody
     device = device_named(config.device)
-    sampler_named(config.sampler)
+    check_sampler(config.sampler)
     if evaluate is not None:
         config = config.model_copy(update={"evaluate": name_of(evaluate)})
     if callable(evaluate):
@@ -166,7 +171,14 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
-        trials.begin(plan.space, plan.references, config.sampler, config.seed)
+        costs = [name for name in config.objectives if name != "accuracy"]
+        trials.begin(
+            plan.space,
+            plan.references,
+            config.sampler,
+            config.seed,
+            lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
+        )
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
         watch(
@@ -185,8 +197,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds = time.monotonic() - began
-            members = front(trials.records(), config.objectives)
-            measure_members(definition, members, device, lambda line: watch(Told(line)))
+            measure_members(definition, _study(definition, trials).front, device, lambda line: watch(Told(line)))
         except KeyboardInterrupt:
             with _interrupts_held():
                 study = _study(definition, trials)
@@ -231,7 +242,9 @@ def _study(definition: Definition, trials: Trials) -> Study:
     records = with_latencies(definition.name, trials.records())
     how = conditions_of(definition.name)
     subject = definition.subject()
-    return Study(replace(subject, facts=(*subject.facts, ("latency", how))) if how else subject, tuple(records))
+    if how:
+        subject = replace(subject, facts=(*subject.facts, ("latency", how)))
+    return Study(subject, tuple(records), subject.find(records))
 
 
 def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:

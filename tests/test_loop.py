@@ -10,7 +10,7 @@ from torch import nn
 from placesearch.errors import TrainingError
 from placesearch.models.insertion import insert
 from placesearch.placement import Placement
-from placesearch.training import datasets, graphed, loop
+from placesearch.training import datasets, loop
 from placesearch.training.datasets import Data, Split, load_data
 from placesearch.training.loop import Protocol, Trainer, pick_device, pick_precision
 
@@ -230,33 +230,6 @@ def test_blocks_can_have_a_learning_rate_of_their_own(digits):
         list(Trainer(digits, protocol(block_rate=rate), CPU).train(model, blocks=blocks))
         kept = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
         assert kept == (blocks if rate == 0 else set())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_recorded_step_does_what_the_steps_do_one_by_one(digits, monkeypatch):
-    device, scores = pick_device("cuda"), []
-    for warm_up in (graphed.WARM_UP, 10**9):
-        monkeypatch.setattr(graphed, "WARM_UP", warm_up)
-        trainer = Trainer(digits, protocol(epochs=4), device)
-        model = tiny()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            list(trainer.train(model))
-        scores.append(trainer.validate(model))
-    assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_step_that_cannot_be_recorded_goes_on_eagerly(digits):
-    class Asking(Tiny):
-        def forward(self, x):
-            return super().forward(x if x.mean().item() < 1e9 else -x)
-
-    torch.manual_seed(0)
-    trainer, model = Trainer(digits, protocol(epochs=4), pick_device("cuda")), Asking(10)
-    assert list(trainer.train(model)) == list(range(1, trainer.steps + 1))
-    assert trainer.validate(model).accuracy > 0.5
 
 
 @pytest.mark.gpu

@@ -45,7 +45,7 @@ THIRD_PARTY = {
     "numpy": {"front", "costs", "training", "evaluation", "search", "plan"},
     "filelock": {"search", "study"},
     "safetensors": {"models", "training"},
-    "scipy": {"costs"},
+    "scipy": {"costs", "search"},
 }
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

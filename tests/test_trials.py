@@ -13,13 +13,19 @@ from placesearch.search.trials import Trials
 
 OBJECTIVES = ("accuracy", "macs", "params")
 SITES = [Site(name, frozenset({"residual"}), 16, 8, 8) for name in ("a", "b", "c")]
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in SAMPLERS]
 SPACE = make_space(SITES, ["se", "cbam"], [4, 16], [3])
 REFERENCES = reference_placements(SITES)
 
 
+def added(_, setting):
+    """What a block adds to macs and to params."""
+    return len(str(setting)), 2 * len(str(setting))
+
+
 def opened(folder, sampler="tpe", seed=0, space=SPACE):
     trials = Trials(folder / "journal.log", "s", OBJECTIVES)
-    trials.begin(space, REFERENCES, sampler, seed)
+    trials.begin(space, REFERENCES, sampler, seed, added)
     return trials
 
 
@@ -49,7 +55,7 @@ def test_references_come_first_and_those_outside_of_the_space_keep_their_text(tm
     assert SPACE.chosen(records[2].placement) is None  # k=7 is not among the choices
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_an_interrupted_study_gets_the_suggestions_of_one_that_was_not(tmp_path, sampler):
     for name in ("whole", "pieces"):
         (tmp_path / name).mkdir()
@@ -59,7 +65,7 @@ def test_an_interrupted_study_gets_the_suggestions_of_one_that_was_not(tmp_path,
     assert pieces == whole
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_no_placement_is_suggested_twice_and_the_search_ends_when_all_were_tried(tmp_path, sampler):
     space = make_space(SITES[:2], ["se"], [4, 16], [3])
     trials = opened(tmp_path, sampler, space=space)
@@ -73,12 +79,12 @@ def test_no_placement_is_suggested_twice_and_the_search_ends_when_all_were_tried
     assert set(texts) == everything | {str(placement) for placement in REFERENCES.values()}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_within_a_budget_everything_affordable_is_tried_and_nothing_else(tmp_path, sampler):
     price = {"se(r=4)": 3, "se(r=16)": 2, "cbam(r=4,k=3)": 5, "cbam(r=16,k=3)": 4}
     space = with_budget(SPACE, [6], lambda _, setting: [price[str(setting)]])
     trials = Trials(tmp_path / "journal.log", "s", OBJECTIVES)
-    trials.begin(space, {"plain": Placement()}, sampler, seed=0)
+    trials.begin(space, {"plain": Placement()}, sampler, 0, added)
     while (asked := trials.ask()) is not None:
         trials.complete(finished(asked))
     texts = [str(record.placement) for record in trials.records()]
@@ -90,7 +96,7 @@ def test_within_a_budget_everything_affordable_is_tried_and_nothing_else(tmp_pat
     assert sorted(texts) == sorted(affordable)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_suggestions_do_not_depend_on_how_many_trials_run_at_a_time(tmp_path, sampler):
     """Eight at a time, ending in reverse order, against one at a time."""
     for name in ("one", "eight"):
@@ -104,12 +110,13 @@ def test_suggestions_do_not_depend_on_how_many_trials_run_at_a_time(tmp_path, sa
     assert [(record.trial, str(record.placement)) for record in trials.records()] == one
 
 
-def test_the_sampler_learns_from_the_trials_that_it_may_see(tmp_path):
-    """TPE leaves its random start behind; so what earlier trials scored has to make a difference."""
+@pytest.mark.parametrize("sampler", ["additive", "tpe"])
+def test_the_sampler_learns_from_the_trials_that_it_may_see(tmp_path, sampler):
+    """What earlier trials scored has to make a difference."""
     texts = []
     for name, sign in (("up", 1), ("down", -1)):
         (tmp_path / name).mkdir()
-        trials = opened(tmp_path / name)
+        trials = opened(tmp_path / name, sampler)
         for _ in range(40):
             asked = trials.ask()
             accuracy = 0.5 + 0.1 * sign * len(asked.placement)

@@ -56,7 +56,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "max_macs_full": ("LIMIT", "The same for all operators."),
     "max_params": ("LIMIT", "The most parameters: +5%, or a number such as 12M."),
     "max_latency": ("LIMIT", "The longest latency of one image: +10%, or milliseconds."),
-    "sampler": ("NAME", "tpe, nsga2 or random.  [default: tpe]"),
+    "sampler": ("NAME", "additive (our own), tpe, nsga2, nsga3, gp (slow) or random.  [default: additive]"),
     "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
     "jobs": ("N|auto", "Trials at a time, at most 8; the results are the same.  [default: auto, one a core]"),
     "device": ("NAME", "auto, cpu, cuda, cuda:1, ...  [default: auto]"),

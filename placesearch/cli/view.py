@@ -13,7 +13,8 @@ from rich.text import Text
 
 from placesearch.front import front
 from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.writing import latency_text
+from placesearch.reporting.writing import estimate_text, latency_text
+from placesearch.search.findings import Findings
 from placesearch.study import Study, Watch
 
 
@@ -165,9 +166,11 @@ def show_result(study: Study) -> None:
         )
     members = study.front
     if members:
-        console.print(_front_table(members, f"front of {study.name}"))
+        console.print(_front_table(members, f"front of {study.name}", study.findings))
         console.print(study.caution, highlight=False)
-    console.print(f"reports: {study.folder}/  (summary.md, trials.csv, front.csv)", highlight=False, soft_wrap=True)
+    console.print(
+        f"reports: {study.folder}/  (summary.md, front.csv, sites.csv, trials.csv)", highlight=False, soft_wrap=True
+    )
     if members:
         console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)
 
@@ -248,14 +251,16 @@ def _opening(event: StudyBegan) -> Iterator[str]:
     yield from (f"  {line}" for line in event.lines)
 
 
-def _front_table(members: Sequence[TrialRecord], title: str) -> Table:
+def _front_table(members: Sequence[TrialRecord], title: str, findings: Findings | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     measured = any(record.latency_ratio is not None for record in members)
-    for name in ("trial", "val. accuracy", "macs", "params", *(["latency / plain"] if measured else [])):
+    estimated = ["estimate (90 %)"] if findings else []
+    for name in ("trial", *estimated, "val. accuracy", "macs", "params", *(["latency / plain"] if measured else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("placement", overflow="fold", min_width=12)
     for record in members:
-        cells = [str(record.trial), _percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}"]
+        cells = [str(record.trial), *([estimate_text(findings.accuracy[record.placement])] if findings else [])]
+        cells += [_percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}"]
         table.add_row(*cells, *([latency_text(record)] if measured else []), Text(_name(record)))
     return table
 

@@ -1,6 +1,6 @@
 """Trials as pandas tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +9,9 @@ from placesearch.config import KINDS
 from placesearch.costs.latency import Latency
 from placesearch.front import front
 from placesearch.models.sites import Site
+from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Cost, TrialRecord
+from placesearch.search.findings import Findings
 
 TRIAL_COLUMNS = {
     "trial": "int64",
@@ -54,6 +56,22 @@ FRONT_COLUMNS = {
     **{name: TRIAL_COLUMNS[name] for name in list(TRIAL_COLUMNS)[list(TRIAL_COLUMNS).index("macs_full") :]},
 }
 """Columns of front.csv and their types."""
+
+EFFECT_COLUMNS = {
+    "site": "str",
+    "block": "str",
+    "reduction": "Int64",
+    "kernel_size": "Int64",
+    "tried": "int64",
+    "effect": "float64",
+    "effect_low": "float64",
+    "effect_high": "float64",
+    "macs": "Int64",
+    "params": "Int64",
+    "with_site": "object",
+    "with_block": "object",
+}
+"""Columns of sites.csv and their types."""
 
 
 def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -109,17 +127,59 @@ def comparison_frame(costs: Sequence[Cost], latencies: Sequence[Latency]) -> pd.
     return pd.DataFrame(rows, columns=["cost", "plain", "candidate", "ratio", "ratio_low", "ratio_high"], dtype=object)
 
 
-def front_frame(records: Sequence[TrialRecord], objectives: tuple[str, ...]) -> pd.DataFrame:
+def front_frame(
+    records: Sequence[TrialRecord], objectives: tuple[str, ...], findings: Findings | None = None
+) -> pd.DataFrame:
     """Return the front, one row a member, ordered by cost, with the columns of front.csv.
 
     Args:
         records: Finished trials.
         objectives: Names of the objectives.
+        findings: What the trials say; the front goes by it, or by what was observed if there is none.
     """
-    members = front(records, objectives)
+    members = front(records, objectives, accuracies(findings))
     table = trials_frame(members)
     table["replicates"] = [
         sum(other.state == "COMPLETE" and other.placement == member.placement for other in records)
         for member in members
     ]
+    for name in ("estimate", "low", "high") if findings else ():
+        column = name if name == "estimate" else f"estimate_{name}"
+        table[column] = [getattr(findings.accuracy[member.placement], name) for member in members]  # type: ignore[union-attr]
     return table.reindex(columns=list(FRONT_COLUMNS)).astype(FRONT_COLUMNS)
+
+
+def accuracies(findings: Findings | None) -> dict[Placement, float] | None:
+    """Return what the accuracy of each placement is expected to be; None without findings."""
+    return {placement: found.estimate for placement, found in findings.accuracy.items()} if findings else None
+
+
+def effects_frame(
+    findings: Findings | None, cost: Callable[[str, BlockSetting], tuple[int, int] | None]
+) -> pd.DataFrame:
+    """Return the effect of each setting at each site, then of the strongest pairs, with the columns of sites.csv.
+
+    Args:
+        findings: What the trials say; without any there are no rows.
+        cost: Returns the macs and params that a block adds at a site, None where that was not counted.
+    """
+    rows: list[dict[str, Any]] = []
+    for effect in findings.effects if findings else ():
+        macs, params = (None if effect.with_site else cost(effect.site, effect.setting)) or (None, None)
+        rows.append(
+            {
+                "site": effect.site,
+                "block": effect.setting.block,
+                "reduction": effect.setting.reduction,
+                "kernel_size": effect.setting.kernel_size,
+                "tried": effect.tried,
+                "effect": effect.added.estimate,
+                "effect_low": effect.added.low,
+                "effect_high": effect.added.high,
+                "macs": macs,
+                "params": params,
+                "with_site": effect.with_site,
+                "with_block": effect.with_block,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(EFFECT_COLUMNS)).astype(EFFECT_COLUMNS)

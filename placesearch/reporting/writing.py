@@ -1,14 +1,16 @@
 """The report folder of a study: tables, a page of text, and a config for each member of the front."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from placesearch.front import front, knee
 from placesearch.models.architecture import Architecture, Found
+from placesearch.placement import BlockSetting
 from placesearch.records import TrialRecord
-from placesearch.reporting.tables import front_frame, trials_frame
+from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame
+from placesearch.search.findings import Findings, Interval, find
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Subject:
         architecture: Its backbone without blocks.
         facts: What was run, as pairs of a word and its value.
         validation_images: Images that a val_accuracy was measured on; None if unknown.
+        added: By site, the macs and params that each setting adds there.
     """
 
     name: str
@@ -28,27 +31,41 @@ class Subject:
     architecture: Architecture
     facts: tuple[tuple[str, str], ...]
     validation_images: int | None
+    added: Mapping[str, Mapping[BlockSetting, tuple[int, int]]] = field(default_factory=dict)
+
+    def find(self, records: Sequence[TrialRecord]) -> Findings | None:
+        """Return what trials of the study say; None if they are too few."""
+        return find(records, {site: tuple(of_site) for site, of_site in self.added.items()})
+
+    def cost(self, site: str, setting: BlockSetting) -> tuple[int, int] | None:
+        """Return the macs and params that a block adds at a site; None if they were not counted."""
+        return self.added.get(site, {}).get(setting)
 
 
-def write_report(folder: Path, subject: Subject, records: Sequence[TrialRecord]) -> None:
-    """Write `trials.csv`, `front.csv`, `summary.md` and `architectures/*.yaml`; each file appears whole or not at all.
+def write_report(
+    folder: Path, subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None
+) -> None:
+    """Write all tables, `summary.md` and `architectures/*.yaml`; each file appears whole or not at all.
 
     Args:
         folder: The report folder; made if it does not exist.
         subject: What the report is about.
         records: Finished trials.
+        findings: What they say.
 
     Raises:
         OSError: If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "trials.csv", trials_frame(records).to_csv(index=False))
-    _replace(folder / "front.csv", front_frame(records, subject.objectives).to_csv(index=False))
-    _replace(folder / "summary.md", summary(subject, records))
-    members = front(records, subject.objectives)
+    _replace(folder / "front.csv", front_frame(records, subject.objectives, findings).to_csv(index=False))
+    _replace(folder / "sites.csv", effects_frame(findings, subject.cost).to_csv(index=False))
+    _replace(folder / "summary.md", summary(subject, records, findings))
+    accuracy = accuracies(findings)
+    members = front(records, subject.objectives, accuracy)
     configs = {f"trial-{member.trial}.yaml": found_architecture(subject, member) for member in members}
     if members:
-        configs["best.yaml"] = found_architecture(subject, knee(members, subject.objectives))
+        configs["best.yaml"] = found_architecture(subject, knee(members, subject.objectives, accuracy))
     target = folder / "architectures"
     target.mkdir(exist_ok=True)
     for name, architecture in configs.items():
@@ -81,36 +98,54 @@ def sampling_error(accuracy: float, images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
-def caution(subject: Subject, records: Sequence[TrialRecord]) -> str:
-    """Say what the accuracies of a study cannot tell; empty if nothing was measured."""
+def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None) -> str:
+    """Say what the accuracies of a study cannot tell; empty if nothing was measured.
+
+    Args:
+        subject: What the report is about.
+        records: Finished trials.
+        findings: What the trials say.
+    """
     accuracies = [
         record.val_accuracy for record in records if record.state == "COMPLETE" and record.val_accuracy is not None
     ]
     if not accuracies:
         return ""
-    if not subject.validation_images:
-        return (
-            "Accuracies are observed once each. How much they vary by themselves was not measured; small differences "
-            "may mean nothing, and the highest of many observed values is too high."
-        )
     middle = sorted(accuracies)[len(accuracies) // 2]
-    error = 100 * sampling_error(middle, subject.validation_images)
-    return (
-        f"Accuracies are observed once each, after a brief training, on {subject.validation_images:,} images: at "
-        f"{100 * middle:.1f} % the images alone give a standard deviation of {error:.1f} points, and the training adds "
-        "to it. Smaller differences mean nothing, and the highest of many observed values is too high. A brief "
-        "training also favours what learns fast over what wins in the end."
-    )
+    lines = ["Observed accuracies are those of one training each"]
+    if subject.validation_images:
+        error = 100 * sampling_error(middle, subject.validation_images)
+        lines[0] += (
+            f", on {subject.validation_images:,} images: at {100 * middle:.1f} % the images alone give a standard "
+            f"deviation of {error:.1f} points, and the training adds to it"
+        )
+    lines[0] += "; the highest of many is too high."
+    if findings:
+        lines.append(
+            f"Estimates see through that as far as effects add up over sites; their noise is estimated at "
+            f"{100 * findings.noise:.2f} points a score, and {100 * findings.lack_of_fit:.0f} % of what tells "
+            "placements apart as no sum over sites. Intervals hold the true value with a probability of 90 % if that "
+            "model holds; where they overlap, no difference is shown."
+        )
+    epochs = {record.epochs for record in records if record.state == "COMPLETE"}
+    if len(epochs) < 2:
+        lines.append(
+            "All trainings were equally brief: what is said holds for such trainings. A brief training favours what "
+            "learns fast over what wins in the end."
+        )
+    return " ".join(lines)
 
 
-def summary(subject: Subject, records: Sequence[TrialRecord]) -> str:
+def summary(subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None) -> str:
     """Return the page `summary.md`.
 
     Args:
         subject: What the report is about.
         records: Finished trials.
+        findings: What the trials say.
     """
-    members = front(records, subject.objectives)
+    accuracy = accuracies(findings)
+    members = front(records, subject.objectives, accuracy)
     complete = [record for record in records if record.state == "COMPLETE"]
     lines = [f"# {subject.name}", "", "## What was run", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value} |" for word, value in subject.facts]
@@ -119,21 +154,23 @@ def summary(subject: Subject, records: Sequence[TrialRecord]) -> str:
     if not members:
         lines += ["No trial succeeded; the column `error` of trials.csv says why.", ""]
     else:
-        best = knee(members, subject.objectives)
-        lines += _table(members, best)
+        best = knee(members, subject.objectives, accuracy)
+        lines += _table(members, best, findings)
         lines += [
             "",
-            "Members are the trials that no other one beats in every objective "
-            f"({', '.join(subject.objectives)}; accuracy up, everything else down).",
+            "Members are the trained placements that no other one beats in every objective "
+            f"({', '.join(subject.objectives)}; accuracy up, everything else down)"
+            + (", by estimated accuracy." if findings else ", by observed accuracy: trials are too few for estimates."),
             "`best.yaml` is the knee, marked with *: objectives scaled over the front to 0..1, costs averaged, "
             "the member nearest to (highest accuracy, lowest cost).",
             "",
-            caution(subject, records),
+            caution(subject, records, findings),
             "",
             "## References",
             "",
-            *_table([record for record in complete if record.reference], None),
+            *_table([record for record in complete if record.reference], None, findings),
             "",
+            *(_effects(findings) if findings else []),
         ]
     if failed:
         lines += ["## Failures", ""]
@@ -142,20 +179,60 @@ def summary(subject: Subject, records: Sequence[TrialRecord]) -> str:
     return "\n".join(lines)
 
 
-def _table(records: Sequence[TrialRecord], best: TrialRecord | None) -> list[str]:
+def _effects(findings: Findings) -> list[str]:
+    """Tell the strongest effects at sites and the strongest pair; all of them are in sites.csv."""
+    alone = [effect for effect in findings.effects if effect.with_site is None]
+    best = {effect.site: effect for effect in sorted(alone, key=lambda effect: effect.added.estimate)}
     lines = [
-        "| trial | val. accuracy | macs | macs_full | params | latency / plain | placement |",
-        "|---:|---:|---:|---:|---:|---:|---|",
+        "## Sites",
+        "",
+        "The best setting at each site and what it adds to the accuracy in points, with a 90 % interval (`sites.csv` "
+        "has all):",
+        "",
+        "| site | setting | trials | added |",
+        "|---|---|---:|---:|",
+    ]
+    lines += [
+        f"| {effect.site} | {effect.setting} | {effect.tried} | {_points(effect.added)} |"
+        for effect in sorted(best.values(), key=lambda effect: -effect.added.estimate)
+    ]
+    clear = [effect for effect in findings.effects if effect.with_site and effect.added.low * effect.added.high > 0]
+    lines += ["", "No pair of blocks is shown to add more or less than both alone." if not clear else "Pairs:", ""]
+    for effect in clear[:3]:
+        both = f"{effect.setting.block} at {effect.site} with {effect.with_block} at {effect.with_site}"
+        lines.append(f"- {both}: {_points(effect.added)} beyond their sum")
+    return [*lines, ""] if clear else lines
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.estimate:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
+
+
+def _table(records: Sequence[TrialRecord], best: TrialRecord | None, findings: Findings | None) -> list[str]:
+    lines = [
+        "| trial | estimate (90 %) | observed | macs | macs_full | params | latency / plain | placement |",
+        "|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for record in records:
         mark = " *" if record == best else ""
         name = f"{record.reference}: " if record.reference else ""
+        found = findings.accuracy.get(record.placement) if findings else None
         lines.append(
-            f"| {record.trial}{mark} | {100 * (record.val_accuracy or 0):.2f} % | {_count(record.macs)} "
-            f"| {_count(record.macs_full)} | {_count(record.params)} | {latency_text(record)} "
+            f"| {record.trial}{mark} | {estimate_text(found)} | {100 * (record.val_accuracy or 0):.2f} % "
+            f"| {_count(record.macs)} | {_count(record.macs_full)} | {_count(record.params)} | {latency_text(record)} "
             f"| {name}`{record.placement}` |"
         )
     return lines
+
+
+def estimate_text(found: Interval | None) -> str:
+    """Return an estimated accuracy in percent with its interval; empty without one.
+
+    Example:
+        >>> estimate_text(Interval(0.9512, 0.94, 0.96))
+        '95.12 % (94.00 to 96.00)'
+    """
+    return f"{100 * found.estimate:.2f} % ({100 * found.low:.2f} to {100 * found.high:.2f})" if found else ""
 
 
 def _count(number: int | None) -> str:

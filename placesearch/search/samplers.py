@@ -1,24 +1,41 @@
 """Samplers by name, made so that what they suggest depends on the study, not on the process."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from placesearch.errors import InputError, did_you_mean
-from placesearch.search.space import SearchSpace
+from placesearch.placement import BlockSetting, Placement
+from placesearch.search.effects import Score
+from placesearch.search.space import NONE, Added, SearchSpace
+from placesearch.search.suggesting import Suggester
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
+    "nsga3": lambda seed: _experimental(NSGAIIISampler, seed),
+    "gp": lambda seed: _experimental(GPSampler, seed),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-"""Every sampler by its name on the command line, made from a seed."""
+"""Optuna's samplers by their names on the command line, made from a seed."""
+
+SAMPLERS = ("additive", *OF_OPTUNA)
+"""Every sampler's name."""
+
+
+def _experimental(make: Callable[..., BaseSampler], seed: int) -> BaseSampler:
+    """Make a sampler without the warning that it is experimental; it is only taken if a user asks for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return make(seed=seed)
+
 
 PLACEMENT = "placement"
 """Name of the trial attribute that holds the text of the placement."""
@@ -30,15 +47,35 @@ ATTEMPTS = 20
 """How often a sampler may suggest a placement that was tried before, until an untried one is drawn at random."""
 
 
-def sampler_named(name: str) -> Callable[[int], BaseSampler]:
-    """Return what makes a sampler from a seed.
+def check_sampler(name: str) -> None:
+    """Refuse a name that is no sampler's.
 
     Raises:
         InputError: If there is no such sampler.
     """
     if name not in SAMPLERS:
         raise InputError(f"unknown sampler '{name}'{did_you_mean(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
+
+
+def make_sampler(
+    name: str, seed: int, space: SearchSpace, added: Added, references: Sequence[Placement]
+) -> BaseSampler:
+    """Return a sampler whose suggestions depend on the study alone.
+
+    Args:
+        name: Its name.
+        seed: The study's seed.
+        space: What there is to choose from.
+        added: What a block adds at a site to each cost that is an objective.
+        references: Placements that are evaluated whether the space holds them or not.
+
+    Raises:
+        InputError: If there is no such sampler.
+    """
+    check_sampler(name)
+    if name == "additive":
+        return AdditiveSampler(seed, space, added, references)
+    return UntriedSampler(OF_OPTUNA[name], seed, space)
 
 
 class _Earlier(optuna.Study):
@@ -105,6 +142,75 @@ class UntriedSampler(BaseSampler):
         shuffled = {site: random.permutation(texts).tolist() for site, texts in self._space.choices.items()}
         every = self._space.within_budget(shuffled)
         return next(chosen for chosen in every if str(self._space.placement(chosen)) not in tried)
+
+
+class AdditiveSampler(BaseSampler):
+    """Our own sampler, see `placesearch.search.suggesting`.
+
+    Args:
+        seed: The study's seed.
+        space: What there is to choose from.
+        added: What a block adds at a site to each cost that is an objective.
+        references: Placements that are evaluated whether the space holds them or not.
+    """
+
+    def __init__(self, seed: int, space: SearchSpace, added: Added, references: Sequence[Placement]) -> None:
+        self._seed, self._space, self._added = seed, space, added
+        self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
+        choices = {
+            site: [None if text == NONE else BlockSetting.parse(text) for text in texts]
+            for site, texts in space.choices.items()
+        }
+        costs = {
+            site: [added(site, setting) for setting in of_site if setting is not None]
+            for site, of_site in choices.items()
+        }
+        limited = {
+            site: [space.added[site][text] for text in texts if text != NONE]
+            for site, texts in (space.choices.items() if space.room else ())
+        }
+        self._suggester = Suggester(choices, _by_cost(costs), references, space.room, _by_cost(limited))
+        self._known: dict[str, tuple[Placement, tuple[float, ...]]] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the whole space."""
+        return dict(self._distributions)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Suggest a choice for each site. The space has to hold a placement that is untried."""
+        scores: list[Score] = []
+        tried: dict[Placement, Sequence[float]] = {}
+        for other in study.get_trials(deepcopy=False):
+            if other.number >= trial.number or PLACEMENT not in other.user_attrs:
+                continue
+            placement, costs = self._read(other.user_attrs[PLACEMENT])
+            tried[placement] = costs
+            if other.number < trial.number - LAG and other.state == TrialState.COMPLETE:
+                scores.append(Score(placement, other.user_attrs["val_accuracy"]))
+        random = np.random.default_rng(derived_seed(self._seed, trial.number))
+        return dict(self._space.chosen(self._suggester.suggest(scores, tried, random)) or {})
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: every choice is made by `sample_relative`."""
+        raise KeyError(param_name)
+
+    def _read(self, text: str) -> tuple[Placement, tuple[float, ...]]:
+        """Return a placement and what it adds to each cost that is an objective."""
+        if text not in self._known:
+            placement = Placement.parse(text)
+            added = np.array([self._added(site, setting) for site, setting in placement.items()])
+            self._known[text] = placement, tuple(added.sum(0).tolist()) if placement else (0.0,) * self._suggester.costs
+        return self._known[text]
+
+
+def _by_cost(added: Mapping[str, Sequence[Sequence[float]]]) -> list[list[np.ndarray]]:
+    """Turn what choices add, by site and without `none`, into one array a site for each cost."""
+    arrays = [np.array([[0.0] * len(of_site[0]), *of_site]) for of_site in added.values()]
+    return [[of_site[:, index] for of_site in arrays] for index in range(arrays[0].shape[1] if arrays else 0)]
 
 
 def derived_seed(*parts: int) -> int:

@@ -19,8 +19,8 @@ from placesearch.errors import StudyError
 from placesearch.placement import Placement
 from placesearch.records import DIRECTIONS, Task, TrialRecord
 from placesearch.search.journal import open_journal
-from placesearch.search.samplers import LAG, PLACEMENT, UntriedSampler, sampler_named
-from placesearch.search.space import SearchSpace
+from placesearch.search.samplers import LAG, PLACEMENT, make_sampler
+from placesearch.search.space import Added, SearchSpace
 
 _MEASURED = tuple(
     field.name for field in fields(TrialRecord) if field.name not in ("trial", "state", "placement", "reference")
@@ -58,7 +58,9 @@ class Trials:
         """Return the trials that ended by themselves, in order of position."""
         return [_record(trial) for trial in self._all() if trial.state in _FINISHED]
 
-    def begin(self, space: SearchSpace, references: Mapping[str, Placement], sampler: str, seed: int) -> None:
+    def begin(
+        self, space: SearchSpace, references: Mapping[str, Placement], sampler: str, seed: int, added: Added
+    ) -> None:
         """Prepare for `ask`.
 
         Args:
@@ -66,13 +68,14 @@ class Trials:
             references: Placements to evaluate before any suggestion, by name.
             sampler: Name of the sampler that suggests.
             seed: Its seed.
+            added: What a block adds at a site to each cost that is an objective.
 
         Raises:
             InputError: If there is no such sampler.
         """
         self._space, self._references = space, references
         self._running: set[int] = set()
-        self._study.sampler = UntriedSampler(sampler_named(sampler), seed, space)
+        self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()))
 
     def must_wait(self) -> bool:
         """Tell whether a trial has to end first, on which the next suggestion may depend."""

@@ -1,0 +1,414 @@
+"""What a block does at a site, from noisy scores: a Bayesian linear model with shrinkage.
+
+The accuracy of a placement is taken as a sum of effects: of having any block at a site, of which block it is, of its
+settings, each once for all sites together and once for the site by itself; of pairs of blocks; and of the placement as
+such, which is what no sum explains. Effects of one group have one variance, zero mean, and are normal. The variances
+and that of the noise are those that make the scores most probable, held near usual shares by a prior, because a study
+has few trials. So settings of one site share most of their effect, and what the data do not show is shrunk to nothing.
+
+A brief score is `scale` times the effect, plus a bias that has effects by block and site of its own, plus noise; a long
+score is the effect plus noise. Without brief scores beside long ones, what there is counts as long.
+
+As a Gaussian process this has a covariance that counts what two placements have in common. All counts are whole
+numbers, so that nothing depends on the order in which they were added up.
+
+Source: shrinkage by variance components, Henderson 1975 (Biometrics 31, 423-447); their estimate by the evidence,
+MacKay 1992 (Neural Computation 4, 415-447); a linear link between fidelities, Kennedy and O'Hagan 2000 (Biometrika 87,
+1-13); draws from the posterior, Wilson et al. 2020 (arXiv:2002.09309).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+
+from placesearch.placement import BlockSetting, Placement
+
+Array = NDArray[np.float64]
+
+SHARES = {
+    "block": 0.10,
+    "setting": 0.05,
+    "site": 0.15,
+    "site block": 0.25,
+    "site setting": 0.08,
+    "pair": 0.05,
+    "placement": 0.02,
+}
+"""Groups of effects, and the share of the variance of the scores that each is first taken to have."""
+
+BIAS_SHARES = {"block": 0.2, "site block": 0.1}
+"""The same for the bias of brief scores."""
+
+OTHER_SHARES = {"seed": 0.05, "noise": 0.3, "brief noise": 0.3}
+"""The same for what all scores of one seed have in common, and for the noise."""
+
+NAMES = (*SHARES, *(f"bias {group}" for group in BIAS_SHARES), *OTHER_SHARES, "scale")
+"""All that is estimated before the effects: variances, and the scale of brief scores."""
+
+SPREAD = 1.5
+"""How far, as a standard deviation of its logarithm, a variance may well be from what it is first taken to be."""
+
+SCALE_SPREAD = 0.3
+"""The same for the scale, which is first taken to be 1."""
+
+LEVEL = 100.0
+"""Variance of the level around which scores lie, in variances of the scores: as good as unknown."""
+
+MOST_TO_FIT = 300
+"""Variances are estimated from at most so many scores, spread evenly over the study."""
+
+_SUMS = ("block", "setting", "site", "site block", "site setting")
+"""Groups that are sums over sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One observed score.
+
+    Args:
+        placement: What was evaluated.
+        accuracy: What came out, up is better.
+        seed: Under which seed.
+        brief: Whether it is a brief score beside long ones.
+    """
+
+    placement: Placement
+    accuracy: float
+    seed: int = 0
+    brief: bool = False
+
+
+class Vocabulary:
+    """Columns of a linear model: every effect that a study may meet, in a fixed order.
+
+    Args:
+        choices: Settings by site.
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[BlockSetting]]) -> None:
+        self.choices = {site: tuple(settings) for site, settings in choices.items()}
+        self._columns: dict[str, dict[tuple[object, ...], int]] = {group: {} for group in _SUMS}
+        for site, settings in self.choices.items():
+            for setting in settings:
+                for group, keys in _keys(site, setting):
+                    of_group = self._columns[group]
+                    for key in keys:
+                        of_group.setdefault(key, len(of_group))
+        self.site_of = np.array([list(self.choices).index(str(key[0])) for key in self._columns["site block"]])
+
+    def columns(self, group: str) -> list[tuple[object, ...]]:
+        """Return the effects of a group, in order."""
+        return list(self._columns[group])
+
+    def rows(self, placements: Sequence[Placement]) -> dict[str, Array]:
+        """Count the effects in placements: one matrix (placements, effects) for each group."""
+        rows = {group: np.zeros((len(placements), len(of_group))) for group, of_group in self._columns.items()}
+        for index, placement in enumerate(placements):
+            for site, setting in placement.items():
+                for group, keys in _keys(site, setting):
+                    for key in keys:
+                        rows[group][index, self._columns[group][key]] += 1
+        return rows
+
+
+def _keys(site: str, setting: BlockSetting) -> list[tuple[str, list[tuple[object, ...]]]]:
+    block = setting.block
+    given = [("r", setting.reduction), ("k", setting.kernel_size)]
+    settings: list[tuple[object, ...]] = [(block, name, value) for name, value in given if value is not None]
+    return [
+        ("block", [(block,)]),
+        ("setting", settings),
+        ("site", [(site,)]),
+        ("site block", [(site, block)]),
+        ("site setting", [(site, *key) for key in settings]),
+    ]
+
+
+class Evidence:
+    """Scores as they come in, with what their placements have in common.
+
+    Args:
+        vocabulary: The effects.
+        scores: What was observed, in the order of the trials.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, scores: Sequence[Score] = ()) -> None:
+        self.vocabulary = vocabulary
+        self.scores: list[Score] = []
+        self._number_of: dict[Placement, int] = {}
+        self._numbers = np.zeros(8, dtype=np.int64)
+        self._rows = {group: np.zeros((8, len(vocabulary.columns(group)))) for group in _SUMS}
+        self._counts = {group: np.zeros((8, 8)) for group in SHARES}
+        for score in scores:
+            self.add(score)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def add(self, score: Score) -> None:
+        """Add one more score."""
+        at = len(self.scores)
+        if at == len(self._counts["pair"]):
+            self._numbers = np.pad(self._numbers, (0, at))
+            self._rows = {group: np.pad(rows, ((0, at), (0, 0))) for group, rows in self._rows.items()}
+            self._counts = {group: np.pad(counts, (0, at)) for group, counts in self._counts.items()}
+        own = self.vocabulary.rows([score.placement])
+        for group, row in own.items():
+            self._rows[group][at] = row
+        self.scores.append(score)
+        self._numbers[at] = self._number_of.setdefault(score.placement, len(self._number_of))
+        for group, count in self.common([score.placement], own, at + 1).items():
+            self._counts[group][at, : at + 1] = self._counts[group][: at + 1, at] = count[0]
+
+    def part(self, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the effects in the first scores' placements, and what these have in common, by group."""
+        rows = {group: of_group[:size] for group, of_group in self._rows.items()}
+        return rows, {group: of_group[:size, :size] for group, of_group in self._counts.items()}
+
+    def numbers(self, size: int) -> NDArray[np.int64]:
+        """Return a number for each of the first scores, equal for equal placements."""
+        return self._numbers[:size]
+
+    def common(self, placements: Sequence[Placement], rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+        """Count what placements have in common with those of the first scores: matrices (placements, size) by group."""
+        counts = {group: rows[group] @ self._rows[group][:size].T for group in _SUMS}
+        blocks = counts["site block"]
+        own = np.array([self._number_of.get(placement, -1) for placement in placements])
+        same = (own[:, None] == self._numbers[:size]) * 1.0
+        return {**counts, "pair": (blocks * blocks - blocks) / 2, "placement": same}
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Values of all effects: a draw from what they may be, or what is expected of them.
+
+    Args:
+        sums: By group, one value an effect.
+        pairs: Symmetric matrix over (site, block): what two blocks at two sites add together.
+        level: The score of a placement without any effect.
+    """
+
+    vocabulary: Vocabulary
+    sums: Mapping[str, Array]
+    pairs: Array
+    level: float
+
+    def of(self, placements: Sequence[Placement]) -> Array:
+        """Return the accuracy of placements, without what is peculiar to each."""
+        return self.at(self.vocabulary.rows(placements))
+
+    def at(self, rows: Mapping[str, Array]) -> Array:
+        """Return the same for placements whose effects were counted."""
+        blocks = rows["site block"]
+        pairs = ((blocks @ self.pairs) * blocks).sum(1) / 2
+        return self.level + sum((rows[group] @ self.sums[group] for group in _SUMS), pairs)
+
+    def added(self, site: str, setting: BlockSetting) -> float:
+        """Return what a block adds at a site, pairs left out."""
+        columns = self.vocabulary._columns
+        return float(sum(self.sums[group][columns[group][key]] for group, keys in _keys(site, setting) for key in keys))
+
+
+class Model:
+    """What scores say about all placements.
+
+    Args:
+        evidence: The scores.
+        size: How many of them to go by, from the first on; None for all. At least one.
+        variances: Logarithms of the variances as another model of this vocabulary found them; None to find them.
+
+    Example:
+        >>> se = BlockSetting("se", 16)
+        >>> one, none = Placement({"a": se}), Placement()
+        >>> scores = [Score(none, 0.50), Score(one, 0.60), Score(none, 0.51), Score(one, 0.61)] * 5
+        >>> mean, deviation = Model(Evidence(Vocabulary({"a": [se], "b": [se]}), scores)).estimate([none, one])
+        >>> bool(0.50 < mean[0] < 0.52 and 0.59 < mean[1] < 0.61)
+        True
+    """
+
+    def __init__(self, evidence: Evidence, size: int | None = None, variances: Array | None = None) -> None:
+        self._evidence, self._size = evidence, len(evidence) if size is None else size
+        self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self._size]
+        self._rows, self._counts = evidence.part(self._size)
+        self._y = np.array([score.accuracy for score in self.scores])
+        brief = np.array([score.brief for score in self.scores])
+        self._brief = brief if brief.any() and not brief.all() else np.zeros_like(brief)
+        seeds = np.array([score.seed for score in self.scores])
+        self._many_seeds = len(set(seeds.tolist())) > 1
+        self._cells = np.unique(np.stack([seeds, self._brief]), axis=1, return_inverse=True)[1].reshape(-1)
+        self._center = float(self._y[~self._brief].mean())
+        parts = [self._y[part] for part in (self._brief, ~self._brief) if part.sum() > 1]
+        self._unit = max([float(part.var()) for part in parts], default=0.0) or 1e-8
+        self.variances = self._most_probable() if variances is None else variances
+        self._factor = cho_factor(self._covariance(self._values(self.variances)), lower=True, check_finite=False)
+        self._weights = cho_solve(self._factor, self._y - self._center, check_finite=False)
+
+    def _values(self, variances: Array) -> dict[str, float]:
+        return dict(zip(NAMES, np.exp(variances).tolist(), strict=True))
+
+    def _loads(self, values: Mapping[str, float]) -> Array:
+        """How much each score holds of the effect: 1 if it is long, the scale if it is brief."""
+        return np.where(self._brief, values["scale"], 1.0)
+
+    def _parts(self, values: Mapping[str, float]) -> Iterator[tuple[str, Array]]:
+        """Yield the matrices that variances multiply; those that are zero are left out."""
+        brief = bool(self._brief.any())
+        scaled = np.outer(self._loads(values), self._loads(values)) if brief else 1.0
+        for group, counts in self._counts.items():
+            yield group, scaled * counts if brief else counts
+        if self._many_seeds:
+            yield "seed", (self._cells[:, None] == self._cells[None, :]) * 1.0
+        yield "noise", np.diag(~self._brief * 1.0)
+        if brief:
+            yield "brief noise", np.diag(self._brief * 1.0)
+            both = np.outer(self._brief, self._brief)
+            for group in BIAS_SHARES:
+                yield f"bias {group}", both * self._counts[group]
+
+    def _covariance(self, values: Mapping[str, float]) -> Array:
+        covariance = np.where(self._brief[:, None] == self._brief[None, :], LEVEL * self._unit, 0.0)
+        for name, part in self._parts(values):
+            covariance += values[name] * part
+        covariance[np.diag_indices_from(covariance)] += 1e-9 * self._unit
+        return covariance
+
+    def _first(self) -> Array:
+        """Return what the variances are first taken to be: shares of the variance of the scores."""
+        shares = {**SHARES, **{f"bias {group}": share for group, share in BIAS_SHARES.items()}, **OTHER_SHARES}
+        first = []
+        for name in NAMES:
+            counts = self._counts.get(name.removeprefix("bias "))
+            explained = 1.0 if counts is None else float(np.diag(counts).mean() - counts.mean())
+            first.append(0.0 if name == "scale" else np.log(shares[name] * self._unit / max(explained, 0.05)))
+        return np.array(first)
+
+    def _most_probable(self) -> Array:
+        """Return the variances that make the scores most probable."""
+        if self._size > MOST_TO_FIT:
+            every = np.linspace(0, self._size - 1, MOST_TO_FIT).round().astype(int)
+            return Model(Evidence(self.vocabulary, [self.scores[index] for index in every])).variances
+        first, y = self._first(), self._y - self._center
+        spread = np.array([SCALE_SPREAD if name == "scale" else SPREAD for name in NAMES])
+
+        def loss(variances: Array) -> tuple[float, Array]:
+            values = self._values(variances)
+            factor = cho_factor(self._covariance(values), lower=True, check_finite=False)
+            weights = cho_solve(factor, y, check_finite=False)
+            outer = cho_solve(factor, np.eye(self._size), check_finite=False) - np.outer(weights, weights)
+            slopes = dict.fromkeys(NAMES, 0.0)
+            for name, part in self._parts(values):
+                slopes[name] = 0.5 * values[name] * float(np.vdot(outer, part))
+            if self._brief.any():
+                loads, moved = self._loads(values), np.where(self._brief, values["scale"], 0.0)
+                effect = sum(values[group] * counts for group, counts in self._counts.items())
+                turned = np.outer(moved, loads) * effect
+                slopes["scale"] = 0.5 * float(np.vdot(outer, turned + turned.T))
+            away = (variances - first) / spread
+            value = 0.5 * float(y @ weights) + float(np.log(np.diag(factor[0])).sum()) + 0.5 * float(away @ away)
+            return value, np.array([slopes[name] for name in NAMES]) + away / spread
+
+        bounds = [(value - 8, value + 8) for value in first]
+        found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
+        return np.asarray(found.x)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a score (a long one, where there are both) around what the placement is worth."""
+        return float(np.sqrt(self._values(self.variances)["noise"]))
+
+    @property
+    def lack_of_fit(self) -> float:
+        """Share of the variance between placements that is no sum over sites, but of pairs or peculiar to each."""
+        values = self._values(self.variances)
+        explained = {g: float(np.diag(c).mean() - c.mean()) * values[g] for g, c in self._counts.items()}
+        total = sum(explained.values())
+        return (explained["pair"] + explained["placement"]) / total if total > 0 else 0.0
+
+    def estimate(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
+        """Return for each placement what its (long) accuracy is expected to be, and the standard deviation of that."""
+        values = self._values(self.variances)
+        rows = self.vocabulary.rows(placements)
+        counts = self._evidence.common(placements, rows, self._size)
+        cross = sum(values[group] * counts[group] for group in SHARES) * self._loads(values)
+        blocks = rows["site block"].sum(1)
+        own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
+        prior = sum(values[group] * own[group] for group in SHARES)
+        mean, deviation = self._given(cross + LEVEL * self._unit * ~self._brief, prior + LEVEL * self._unit)
+        return self._center + mean, deviation
+
+    def added(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
+        """Return what the blocks of each placement add by themselves, without pairs, and its standard deviation."""
+        values = self._values(self.variances)
+        rows = self.vocabulary.rows(placements)
+        cross = sum(values[group] * (rows[group] @ self._rows[group].T) for group in _SUMS) * self._loads(values)
+        prior = sum((values[group] * own for group, own in _squares(rows).items()), np.zeros(len(placements)))
+        return self._given(cross, prior)
+
+    def interactions(self) -> tuple[Array, Array]:
+        """Return what each two blocks at two sites add together, (effects, effects), and its standard deviation.
+
+        Rows and columns are those of the group `site block`; where two are of one site, both matrices are zero.
+        """
+        value, sites = self._values(self.variances)["pair"], self.vocabulary.site_of
+        blocks, loads = self._rows["site block"], self._loads(self._values(self.variances))
+        first, second = np.triu_indices(len(sites), 1)
+        apart = sites[first] != sites[second]
+        first, second = first[apart], second[apart]
+        cross = value * (blocks[:, first] * blocks[:, second]).T * loads
+        both = self._given(cross, np.full(len(first), value))
+        matrices = []
+        for values in both:
+            matrix = np.zeros((len(sites), len(sites)))
+            matrix[first, second] = matrix[second, first] = values
+            matrices.append(matrix)
+        return matrices[0], matrices[1]
+
+    def _given(self, cross: Array, prior: Array) -> tuple[Array, Array]:
+        """Return mean and standard deviation, given the scores, of what has these covariances with them."""
+        half = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        return cross @ self._weights, np.sqrt(np.maximum(prior - (half**2).sum(0), 0.0))
+
+    def expected(self) -> Effects:
+        """Return what is expected of every effect."""
+        return self._effects(self._weights, None, 0.0)
+
+    def draw(self, random: np.random.Generator) -> Effects:
+        """Draw all effects from what they may be, given the scores."""
+        values, sites = self._values(self.variances), self.vocabulary.site_of
+        sums = {g: np.sqrt(values[g]) * random.standard_normal(self._rows[g].shape[1]) for g in _SUMS}
+        drawn = np.triu(np.sqrt(values["pair"]) * random.standard_normal((len(sites), len(sites))), 1)
+        prior = Effects(self.vocabulary, sums, (drawn + drawn.T) * (sites[:, None] != sites[None, :]), 0.0)
+        level = float(np.sqrt(LEVEL * self._unit)) * random.standard_normal(2)
+        peculiar = np.sqrt(values["placement"]) * random.standard_normal(self._size)[self._evidence.numbers(self._size)]
+        seen = self._loads(values) * (prior.at(self._rows) + peculiar) + np.where(self._brief, level[1], level[0])
+        if self._many_seeds:
+            seen += np.sqrt(values["seed"]) * random.standard_normal(self._size)[self._cells]
+        if self._brief.any():
+            for group in BIAS_SHARES:
+                bias = np.sqrt(values[f"bias {group}"]) * random.standard_normal(self._rows[group].shape[1])
+                seen += self._brief * (self._rows[group] @ bias)
+        noise = np.where(self._brief, values["brief noise"], values["noise"])
+        seen += np.sqrt(noise) * random.standard_normal(self._size)
+        weights = cho_solve(self._factor, self._y - self._center - seen, check_finite=False)
+        return self._effects(weights, prior, float(level[0]))
+
+    def _effects(self, weights: Array, prior: Effects | None, level: float) -> Effects:
+        """Return effects from a draw of the prior, or none, and the weights of the scores that correct it."""
+        values, sites = self._values(self.variances), self.vocabulary.site_of
+        loaded = weights * self._loads(values)
+        sums = {group: values[group] * (loaded @ self._rows[group]) for group in _SUMS}
+        blocks = self._rows["site block"]
+        pairs = values["pair"] * ((blocks * loaded[:, None]).T @ blocks) * (sites[:, None] != sites[None, :])
+        level += self._center + LEVEL * self._unit * float(weights[~self._brief].sum())
+        if prior is not None:
+            sums = {group: prior.sums[group] + corrected for group, corrected in sums.items()}
+            pairs = prior.pairs + pairs
+        return Effects(self.vocabulary, sums, pairs, level)
+
+
+def _squares(rows: Mapping[str, Array]) -> dict[str, Array]:
+    return {group: (rows[group] ** 2).sum(1) for group in _SUMS}

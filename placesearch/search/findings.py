@@ -1,0 +1,144 @@
+"""What the trials of a study say, with intervals: of each placement, of each setting at each site, of pairs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from placesearch.placement import BlockSetting, Placement
+from placesearch.records import TrialRecord
+from placesearch.search.effects import Evidence, Model, Score, Vocabulary
+
+FEWEST = 4
+"""Scores below which nothing is said."""
+
+REACH = 1.6449
+"""Half the width of a 90 % interval in standard deviations."""
+
+PAIRS = 10
+"""So many pairs of blocks are told, those that differ from zero by the most standard deviations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What a quantity is expected to be, and where it is with a probability of 90 %.
+
+    Args:
+        estimate: The expectation.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a block adds to the accuracy; with another one, what both add beyond the sum of what they add alone.
+
+    Args:
+        site: Where it is.
+        setting: Which it is; of a pair only the block.
+        tried: In how many trials.
+        added: The accuracy.
+        with_site: Where the other one is.
+        with_block: Which.
+    """
+
+    site: str
+    setting: BlockSetting
+    tried: int
+    added: Interval
+    with_site: str | None = None
+    with_block: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the trials of a study say.
+
+    Args:
+        accuracy: Of each placement that was trained, whatever was observed of it.
+        effects: Of each setting at each site, those of one site together; then the strongest pairs.
+        epochs: The training of which the accuracies speak, where there are several: the longest.
+        noise: Standard deviation of one score around what it estimates.
+        lack_of_fit: Share of the variance between placements that is no sum over sites.
+    """
+
+    accuracy: Mapping[Placement, Interval]
+    effects: tuple[Effect, ...]
+    epochs: int | None
+    noise: float
+    lack_of_fit: float
+
+
+def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSetting]]) -> Findings | None:
+    """Return what trials say; None if they are too few or all the same.
+
+    Args:
+        records: Finished trials; only complete ones are looked at.
+        settings: By site, the settings of which effects are wanted, tried or not.
+    """
+    scores, longest = scores_of(records)
+    if len(scores) < FEWEST or len({score.accuracy for score in scores}) < 2:
+        return None
+    vocabulary = vocabulary_of(settings, [score.placement for score in scores])
+    model = Model(Evidence(vocabulary, scores))
+    placements = list(dict.fromkeys(score.placement for score in scores))
+    accuracy = dict(zip(placements, _intervals(*model.estimate(placements)), strict=True))
+    alone = [(site, setting) for site, of_site in vocabulary.choices.items() for setting in of_site]
+    added = _intervals(*model.added([Placement({site: setting}) for site, setting in alone]))
+    effects = [
+        Effect(site, setting, sum(score.placement.get(site) == setting for score in scores), interval)
+        for (site, setting), interval in zip(alone, added, strict=True)
+    ]
+    return Findings(accuracy, (*effects, *_pairs(model, scores)), longest, model.noise, model.lack_of_fit)
+
+
+def scores_of(records: Sequence[TrialRecord]) -> tuple[list[Score], int | None]:
+    """Return the scores of complete trials, and the epochs of the longest."""
+    complete = [record for record in records if record.state == "COMPLETE" and record.val_accuracy is not None]
+    longest = max((record.epochs for record in complete if record.epochs is not None), default=None)
+    scores = [
+        Score(record.placement, float(record.val_accuracy or 0.0), record.seed or 0, record.epochs != longest)
+        for record in complete
+    ]
+    return scores, longest
+
+
+def vocabulary_of(settings: Mapping[str, Sequence[BlockSetting]], others: Sequence[Placement] = ()) -> Vocabulary:
+    """Return the effects of settings by site, and of what other placements have besides."""
+    every = {site: dict.fromkeys(of_site) for site, of_site in settings.items()}
+    for placement in others:
+        for site, setting in placement.items():
+            every.setdefault(site, {})[setting] = None
+    return Vocabulary({site: list(of_site) for site, of_site in every.items()})
+
+
+def _pairs(model: Model, scores: Sequence[Score]) -> list[Effect]:
+    means, deviations = model.interactions()
+    names = model.vocabulary.columns("site block")
+    sure = np.triu(np.divide(abs(means), deviations, out=np.zeros_like(means), where=deviations > 0), 1)
+    effects = []
+    for index in np.argsort(-sure, axis=None, kind="stable")[:PAIRS]:
+        first, second = np.unravel_index(index, sure.shape)
+        if sure[first, second] == 0:
+            break
+        (site, block), (other, with_block) = (tuple(map(str, names[at])) for at in (first, second))
+        tried = sum(_has(score.placement, site, block) and _has(score.placement, other, with_block) for score in scores)
+        interval = _intervals(means[first, second, None], deviations[first, second, None])[0]
+        effects.append(Effect(site, BlockSetting(block), tried, interval, other, with_block))
+    return effects
+
+
+def _has(placement: Placement, site: str, block: str) -> bool:
+    return site in placement and placement[site].block == block
+
+
+def _intervals(means: np.ndarray, deviations: np.ndarray) -> list[Interval]:
+    return [
+        Interval(float(mean), float(mean - REACH * deviation), float(mean + REACH * deviation))
+        for mean, deviation in zip(means, deviations, strict=True)
+    ]

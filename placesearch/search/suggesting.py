@@ -1,0 +1,97 @@
+"""The additive strategy: every suggestion follows from a model of all effects, and from what is known of costs.
+
+It asks what would add most to the front if the effects were as a draw from all that they may be. So what is tried is
+what may be best, and more and more what is best; the placements that a study recommends are among them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from placesearch.placement import BlockSetting, Placement
+from placesearch.search.effects import Array, Evidence, Model, Score
+from placesearch.search.findings import vocabulary_of
+from placesearch.search.proposal import Proposer
+
+FEWEST = 2
+"""Scores from which on a model is made; before that, placements are drawn at random."""
+
+GROWTH = 1.2
+"""Variances are estimated anew whenever there are so many times the scores as at the last time."""
+
+
+class Suggester:
+    """Suggests placements; what it suggests depends on nothing but what it is given.
+
+    Args:
+        choices: Settings by site; None, which is first, stands for no block.
+        added: For each cost what each choice adds to it, by site.
+        others: Placements outside of the space that may have scores, such as references.
+        room: How much may be added to each limited cost.
+        limited: For each limited cost what each choice adds, by site.
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[BlockSetting | None]],
+        added: Sequence[Sequence[Array]],
+        others: Sequence[Placement] = (),
+        room: Sequence[float] = (),
+        limited: Sequence[Sequence[Array]] = (),
+    ) -> None:
+        self._choices = {site: tuple(settings) for site, settings in choices.items()}
+        self.costs = len(added)
+        self._proposer = Proposer(choices, added, room, limited)
+        self._evidence = Evidence(vocabulary_of(_settings(choices), others))
+        self._variances: tuple[int, Array | None] = (0, None)
+
+    def suggest(
+        self,
+        scores: Sequence[Score],
+        tried: Mapping[Placement, Sequence[float]],
+        random: np.random.Generator,
+    ) -> Placement:
+        """Return an untried placement.
+
+        Args:
+            scores: All scores to go by, in the order of the trials; those of the last call, and more.
+            tried: Every placement that was tried, also where its score is not to be used yet, and its costs.
+            random: Random numbers.
+        """
+        if len(scores) < FEWEST:
+            return self._at_random(tried, random)
+        effects = self.model(scores).draw(random)
+        values = effects.of(list(tried))
+        known = {p: (float(value), costs) for value, (p, costs) in zip(values, tried.items(), strict=True)}
+        return self._proposer.propose(effects, known, random)
+
+    def model(self, scores: Sequence[Score]) -> Model:
+        """Return what the scores say; its variances are those of the last time that they were estimated."""
+        for score in scores[len(self._evidence) :]:
+            self._evidence.add(score)
+        size = last_estimate(len(scores))
+        if self._variances[0] != size:
+            self._variances = (size, Model(self._evidence, size).variances)
+        return Model(self._evidence, len(scores), self._variances[1])
+
+    def _at_random(self, tried: Mapping[Placement, object], random: np.random.Generator) -> Placement:
+        return self._proposer.nearby(
+            np.zeros((1, len(self._choices)), dtype=np.int64), tried, random, len(self._choices)
+        )
+
+
+def _settings(choices: Mapping[str, Sequence[BlockSetting | None]]) -> dict[str, list[BlockSetting]]:
+    return {site: [setting for setting in of_site if setting is not None] for site, of_site in choices.items()}
+
+
+def last_estimate(size: int) -> int:
+    """Return with how many scores the variances were estimated the last time, if there are so many now.
+
+    Example:
+        >>> [last_estimate(size) for size in (2, 3, 9, 10, 11, 12)]
+        [2, 3, 9, 10, 10, 12]
+    """
+    at = FEWEST
+    while (following := max(at + 1, int(at * GROWTH))) <= size:
+        at = following
+    return at

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from placesearch.placement import BlockSetting, Placement
+from placesearch.records import TrialRecord
+from placesearch.search.findings import find, scores_of
+
+SE, CBAM = BlockSetting("se", 4), BlockSetting("cbam", 4, 3)
+
+
+def record(trial, text, accuracy, **changes):
+    fields = {"state": "COMPLETE", "val_accuracy": accuracy, "epochs": 1, "seed": 0, **changes}
+    return TrialRecord(trial=trial, placement=Placement.parse(text), **fields)
+
+
+def study(count=60, noise=0.01):
+    """SE at a adds 0.05, CBAM at b takes 0.05 away, and SE at a with SE at b adds 0.05 more."""
+    random, records = np.random.default_rng(0), []
+    for trial in range(count):
+        chosen = {s: random.choice(["se(r=4)", "cbam(r=4,k=3)", ""]) for s in "ab"}
+        text = " ".join(f"{site}={setting}" for site, setting in chosen.items() if setting) or "none"
+        value = 0.8 + 0.05 * (chosen["a"] == "se(r=4)") - 0.05 * (chosen["b"] == "cbam(r=4,k=3)")
+        value += 0.05 * (chosen["a"] == chosen["b"] == "se(r=4)")
+        records.append(record(trial, text, value + random.normal(0, noise)))
+    return records
+
+
+def test_effects_and_pairs_are_told_with_intervals():
+    found = find(study(), {"a": [SE, CBAM], "b": [SE, CBAM], "c": [SE]})
+    effects = {(e.site, str(e.setting)): e for e in found.effects if e.with_site is None}
+    assert effects["a", "se(r=4)"].added.low > 0
+    assert effects["b", "cbam(r=4,k=3)"].added.high < 0
+    untried = effects["c", "se(r=4)"]
+    assert untried.tried == 0
+    assert untried.added.low < 0 < untried.added.high
+    assert effects["a", "se(r=4)"].tried == sum(r.placement.get("a") == SE for r in study())
+    pair = next(e for e in found.effects if e.with_site)
+    assert (pair.site, str(pair.setting), pair.with_site, pair.with_block) == ("a", "se", "b", "se")
+    assert pair.added.estimate > 0
+    assert set(found.accuracy) == {r.placement for r in study()}
+    best = found.accuracy[Placement.parse("a=se(r=4) b=se(r=4)")]
+    assert best.estimate == pytest.approx(0.9, abs=0.015)
+    assert best.low < best.estimate < best.high
+
+
+def test_too_few_scores_or_equal_ones_say_nothing():
+    assert find(study(3), {}) is None
+    assert find([record(trial, "none", 0.5) for trial in range(9)], {}) is None
+    assert find([record(trial, "none", 0.1 * trial, state="FAIL") for trial in range(9)], {}) is None
+
+
+def test_the_longest_trainings_are_what_estimates_speak_of():
+    brief = [record(trial, "none", 0.5, epochs=1) for trial in range(3)]
+    scores, epochs = scores_of([*brief, record(3, "none", 0.8, epochs=4)])
+    assert epochs == 4
+    assert [score.brief for score in scores] == [True, True, True, False]
+    records = [record(i, t, 0.5 + 0.01 * i, epochs=1) for i, t in enumerate(["none", "a=se(r=4)", "b=se(r=4)"] * 3)]
+    records += [record(9 + i, t, 0.8 + 0.001 * i, epochs=4) for i, t in enumerate(["none", "a=se(r=4)", "b=se(r=4)"])]
+    found = find(records, {"a": [SE], "b": [SE]})
+    assert found.epochs == 4
+    assert found.accuracy[Placement()].estimate == pytest.approx(0.8, abs=0.01)
