@@ -7,7 +7,7 @@ from conftest import reproducible
 
 import placesearch as ps
 from placesearch.errors import StudyError
-from placesearch.evaluation.workers import Assignment, Workers
+from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Workers
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
 from placesearch.records import StepEnded, Task
@@ -19,7 +19,7 @@ from test_study import config  # isort: skip
 def assignment(**changes):
     plain = Architecture(backbone=changes.get("backbone", "mine:tiny"), num_classes=10, input_size=(3, 32, 32))
     protocol = Protocol(changes.get("epochs", 1), 128, 0.05, 0, "fp32")
-    return Assignment(plain, protocol, changes.get("data", "digits"), "cpu")
+    return Assignment(plain, protocol, changes.get("data", "digits"), "cpu", evaluate=changes.get("evaluate"))
 
 
 def test_two_workers_give_the_same_table_as_one(workplace):
@@ -62,6 +62,20 @@ def test_a_worker_that_cannot_get_ready_says_why(workplace):
         workers.submit(Task(0, Placement(), None))
         with pytest.raises(StudyError, match="no data set 'nowhere'"):
             workers.results()
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_a_worker_keeps_freed_memory_unless_the_user_decided_otherwise(workplace, monkeypatch, own):
+    for name in KEEPS_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with Workers(1, assignment(evaluate="mine:environment"), print) as workers:
+        workers.submit(Task(0, Placement(), None))
+        (record,) = workers.results()
+    told = dict(pair.split("=") for pair in record.error.removeprefix("ValueError: ").split())
+    assert told == KEEPS_MEMORY | own
+    assert not set(KEEPS_MEMORY) - set(own) & set(os.environ)
 
 
 def test_no_worker_outlives_its_pool(workplace):

@@ -33,6 +33,11 @@ from placesearch.training.loop import Protocol
 TOLD_EVERY = 0.2
 """Seconds between two reports of a worker on its steps."""
 
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""What makes the C library of Linux keep freed memory in the process. By default it returns gradients and activations
+of some megabytes to the system in each step and has them mapped and cleared anew in the next: 7,000 pages a step in
+ResNet-18 at 32x32 in batches of 128. Without, one thread makes 1.07 times the steps (median of 120 pairs in turns)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -175,6 +180,7 @@ class Workers:
             [sys.executable, "-m", "placesearch.evaluation.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            env=dict(os.environ) | {name: os.environ.get(name, value) for name, value in KEEPS_MEMORY.items()},
             start_new_session=True,  # Ctrl-C goes to all processes of a terminal; only this one is to act on it
         )
         theirs.close()
