@@ -29,7 +29,7 @@ from placesearch.reporting.tables import front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.samplers import LAG, sampler_named
 from placesearch.search.trials import Trials
-from placesearch.training.datasets import SPLITS, Data, load_data
+from placesearch.training.datasets import SPLITS, Data, load_data, share_data
 from placesearch.training.loop import pick_device
 
 REPORTS = Path("reports")
@@ -155,6 +155,22 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = _jobs(config, device)
+    with Workers(jobs, None, watch) as workers:
+        if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
+            workers.hire(min(jobs, LAG + 1))  # they import torch while this process plans, which must measure nothing
+        return _run(config, here, device, workers, watch)
+
+
+def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, workers: Workers, watch: Watch) -> Study:
+    """Plan and run a study.
+
+    Args:
+        config: What to search.
+        here: The user's own evaluation.
+        device: Where to train.
+        workers: Who evaluates, unless it is one; then this process does.
+        watch: Is told what happens.
+    """
     plan = prepare(config, device)
     config = plan.definition.config
     data = None
@@ -162,7 +178,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         data = load_data(config.data, plan.definition.input_size[1])
         plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
     definition = plan.definition
-    jobs = min(jobs, config.trials or jobs)
+    jobs = workers.size = min(workers.size, config.trials or workers.size)
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
@@ -181,7 +197,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
             )
         )
         try:
-            with _evaluators(plan, data, here, device, jobs, watch) as evaluators:
+            with _evaluators(plan, data, here, device, workers, watch) as evaluators:
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds = time.monotonic() - began
@@ -206,12 +222,14 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     return study
 
 
+@contextmanager
 def _evaluators(
-    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, jobs: int, watch: Watch
-) -> Evaluators:
-    """Return what evaluates, after training the plain network up to the branch point if the study starts there."""
+    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, workers: Workers, watch: Watch
+) -> Iterator[Evaluators]:
+    """Give what evaluates, after training the plain network up to the branch point if the study starts there."""
     definition = plan.definition
-    branch = study_folder(definition.name) / "branch.safetensors" if definition.protocol.start == "branch" else None
+    folder = study_folder(definition.name)
+    branch = folder / "branch.safetensors" if definition.protocol.start == "branch" else None
     assignment = Assignment(
         plain=definition.plain,
         protocol=definition.protocol,
@@ -224,7 +242,19 @@ def _evaluators(
     if branch and data and not branch.exists():
         watch(Told("training the plain network up to the branch point ..."))
         make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
-    return ThisProcess(assignment.evaluator(data, evaluate), watch) if jobs == 1 else Workers(jobs, assignment, watch)
+    if workers.size == 1:
+        yield ThisProcess(assignment.evaluator(data, evaluate), watch)
+        return
+    shared = folder / "data.safetensors"
+    try:
+        if data is not None and share_data(data, shared):
+            assignment = replace(assignment, shared=str(shared))
+        del data
+        workers.assign(assignment)
+        with workers:
+            yield workers
+    finally:
+        shared.unlink(missing_ok=True)
 
 
 def _study(definition: Definition, trials: Trials) -> Study:

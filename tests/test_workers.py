@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import pandas as pd
@@ -6,13 +7,14 @@ import pytest
 from conftest import reproducible
 
 import placesearch as ps
-from placesearch.errors import StudyError
+from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Workers
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, Task
+from placesearch.records import StepEnded, StudyBegan, Task
 from placesearch.training.loop import Protocol
 
+from test_datasets import make_tree  # isort: skip
 from test_study import config  # isort: skip
 
 
@@ -76,6 +78,66 @@ def test_a_worker_keeps_freed_memory_unless_the_user_decided_otherwise(workplace
     told = dict(pair.split("=") for pair in record.error.removeprefix("ValueError: ").split())
     assert told == KEEPS_MEMORY | own
     assert not set(KEEPS_MEMORY) - set(own) & set(os.environ)
+
+
+def test_workers_map_the_data_that_the_main_process_decoded(workplace, monkeypatch):
+    tree = make_tree(workplace / "tree", ["train", "val", "test"], count=80)
+    one = ps.run(config(name="one", data="tree", trials=4)).trials_frame()
+
+    def watch(event):
+        if isinstance(event, StudyBegan):  # after this nobody needs them any more
+            shutil.rmtree(tree)
+
+    two = ps.run(config(name="two", data="tree", trials=4, jobs=2), watch=watch).trials_frame()
+    assert set(two.state) == {"COMPLETE"}
+    pd.testing.assert_frame_equal(reproducible(one), reproducible(two))
+    assert sorted(path.name for path in (workplace / "studies" / "two").iterdir()) == sorted(
+        path.name for path in (workplace / "studies" / "one").iterdir()
+    )
+
+
+def test_workers_hired_ahead_wait_for_their_assignment_and_are_all_used(workplace):
+    with Workers(2, None, print) as workers:
+        workers.hire(2)
+        processes = [worker.process for worker in workers._workers]
+        workers.assign(assignment())
+        for trial in range(2):
+            workers.submit(Task(trial, Placement(), None))
+        records = workers.results()
+        records += workers.results() if len(records) < 2 else []
+        assert [worker.process for worker in workers._workers] == processes
+    assert {(record.trial, record.state) for record in records} == {(0, "COMPLETE"), (1, "COMPLETE")}
+
+
+def test_a_worker_that_dies_before_its_assignment_is_replaced(workplace):
+    with Workers(1, None, print) as workers:
+        workers.hire(1)
+        workers._workers[0].process.kill()
+        workers._workers[0].process.wait()
+        workers.assign(assignment())
+        workers.submit(Task(0, Placement(), None))
+        (record,) = workers.results()
+    assert record.state == "COMPLETE"
+
+
+def test_a_run_that_is_refused_leaves_no_worker_behind(workplace, monkeypatch):
+    hired = []
+    hire = Workers.hire
+
+    def note(workers, count):
+        hire(workers, count)
+        hired.extend(worker.process for worker in workers._workers)
+
+    monkeypatch.setattr(Workers, "hire", note)
+    with pytest.raises(InputError, match="no data set 'nowhere'"):
+        ps.run(config(data="nowhere", jobs=2))
+    assert [process.poll() for process in hired] == [-signal.SIGKILL] * 2
+
+
+def test_no_worker_is_hired_while_latencies_are_measured(workplace, monkeypatch):
+    monkeypatch.setattr(Workers, "hire", lambda *_: pytest.fail("hired"))
+    with pytest.raises(InputError, match="no data set"):
+        ps.run(config(data="nowhere", jobs=2, objectives=("accuracy", "latency_ms")))
 
 
 def test_no_worker_outlives_its_pool(workplace):

@@ -27,7 +27,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.models.weights import Checkpoint, read_weights
 from placesearch.records import StepEnded, Task, TrialRecord
 from placesearch.training.branch import load_branch
-from placesearch.training.datasets import Data, load_data
+from placesearch.training.datasets import Data, load_data, shared_data
 from placesearch.training.loop import Protocol
 
 TOLD_EVERY = 0.2
@@ -51,6 +51,7 @@ class Assignment:
         weights: What the plain network starts from, as `read_weights` takes it; None for scratch.
         evaluate: Name of the user's own evaluation; None for the built-in training.
         branch: File of the branch from which candidates go on; None if they do not.
+        shared: File from which the data are mapped, made by `share_data`; None if each worker loads them.
     """
 
     plain: Architecture
@@ -60,13 +61,15 @@ class Assignment:
     weights: str | None = None
     branch: str | None = None
     evaluate: str | None = None
+    shared: str | None = None
 
     def evaluator(self, data: Data | None = None, evaluate: Evaluate | None = None) -> Evaluator | OwnEvaluator:
         """Load weights, and data and code if they are not loaded yet, and get ready."""
         evaluate = evaluate or (evaluation_named(self.evaluate) if self.evaluate else None)
         if evaluate is not None:
             return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self.checkpoint())
-        data = data or load_data(self.data, self.plain.input_size[1])
+        if data is None:
+            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, self.plain.input_size[1])
         branch = load_branch(Path(self.branch)) if self.branch else None
         checkpoint = None if branch else self.checkpoint()
         return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint, branch)
@@ -133,14 +136,26 @@ class Workers:
 
     Args:
         size: How many.
-        assignment: What they need to know.
+        assignment: What they need to know; None if that is not known yet, then `assign` tells.
         watch: Is told of finished steps.
     """
 
-    def __init__(self, size: int, assignment: Assignment, watch: Watch) -> None:
+    def __init__(self, size: int, assignment: Assignment | None, watch: Watch) -> None:
         self.size, self._assignment, self._watch = size, assignment, watch
         self._workers: list[_Worker] = []
         self._deaths: dict[int, int] = {}
+
+    def hire(self, count: int) -> None:
+        """Start so many processes ahead of their tasks: importing torch takes them seconds, which may be used."""
+        for _ in range(count):
+            self._hire()
+
+    def assign(self, assignment: Assignment) -> None:
+        """Tell all workers what they need to know, so that they get ready."""
+        self._assignment = assignment
+        for worker in self._workers:
+            with suppress(OSError):  # it died; `results` notices and hires another
+                worker.pipe.send(assignment)
 
     def submit(self, task: Task) -> None:
         """Give a task to an idle worker, or to a new one."""
@@ -184,7 +199,8 @@ class Workers:
             start_new_session=True,  # Ctrl-C goes to all processes of a terminal; only this one is to act on it
         )
         theirs.close()
-        ours.send(self._assignment)
+        if self._assignment is not None:
+            ours.send(self._assignment)
         worker = _Worker(process, ours)
         self._workers.append(worker)
         return worker
