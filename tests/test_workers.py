@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Workers
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, StudyBegan, Task
+from placesearch.records import StepEnded, StudyBegan, Task, TrialEnded
 from placesearch.training.loop import Protocol
 
 from test_datasets import make_tree  # isort: skip
@@ -138,6 +139,33 @@ def test_no_worker_is_hired_while_latencies_are_measured(workplace, monkeypatch)
     monkeypatch.setattr(Workers, "hire", lambda *_: pytest.fail("hired"))
     with pytest.raises(InputError, match="no data set"):
         ps.run(config(data="nowhere", jobs=2, objectives=("accuracy", "latency_ms")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of processes is read from Linux's /proc")
+def test_neither_the_study_nor_its_workers_grow_from_trial_to_trial(workplace, monkeypatch):
+    processes, sizes = [os.getpid()], []
+    hire = Workers._hire
+
+    def note(workers):
+        worker = hire(workers)
+        processes.append(worker.process.pid)
+        return worker
+
+    def resident(process):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    def watch(event):
+        if isinstance(event, TrialEnded) and event.record.trial in (20, 59):
+            sizes.append([resident(process) for process in processes])
+
+    monkeypatch.setattr(Workers, "_hire", note)
+    values = {"backbone": "mine:heavy", "reductions": (1, 2, 4, 8), "batch_size": 512, "trials": 60, "jobs": 2}
+    ps.run(config(name="s", **values), watch=watch)
+    before, after = sizes
+    assert len(before) == 3
+    assert [now / then for then, now in zip(before, after, strict=True)] == pytest.approx([1, 1, 1], abs=0.05)
 
 
 def test_no_worker_outlives_its_pool(workplace):
