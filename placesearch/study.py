@@ -18,6 +18,7 @@ from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.candidate import make_branch
+from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
@@ -36,6 +37,9 @@ REPORTS = Path("reports")
 
 MEMORY_OF_A_WORKER = 2 * 2**30
 """Bytes that a worker process may need; fewer workers are started where there is less."""
+
+PACE_SECONDS = 3.0
+"""How long each number of workers trains the plain network, to find out how many fill a GPU."""
 
 Watch = Callable[[Event], None]
 
@@ -200,7 +204,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             with _evaluators(plan, data, here, device, workers, watch) as evaluators:
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
-            seconds = time.monotonic() - began
+            seconds, jobs = time.monotonic() - began, workers.size
             members = front(trials.records(), config.objectives)
             measure_members(definition, members, device, lambda line: watch(Told(line)))
         except KeyboardInterrupt:
@@ -242,7 +246,8 @@ def _evaluators(
     if branch and data and not branch.exists():
         watch(Told("training the plain network up to the branch point ..."))
         make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
-    if workers.size == 1:
+    fits = _is_fitted(definition.config, device)
+    if workers.size == 1 and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)
         return
     shared = folder / "data.safetensors"
@@ -250,11 +255,41 @@ def _evaluators(
         if data is not None and share_data(data, shared):
             assignment = replace(assignment, shared=str(shared))
         del data
-        workers.assign(assignment)
+        if fits:
+            _fit(workers, assignment, definition.config, watch)
+        else:
+            workers.assign(assignment)
         with workers:
             yield workers
     finally:
         shared.unlink(missing_ok=True)
+
+
+def _is_fitted(config: StudyConfig, device: torch.device) -> bool:
+    """Tell whether the number of workers is found by measuring."""
+    return config.jobs == "auto" and device.type == "cuda" and config.evaluate is None
+
+
+def _fit(workers: Workers, assignment: Assignment, config: StudyConfig, watch: Watch) -> None:
+    """Give workers their assignment, and find out how many of them fill the GPU. Not run on a GPU yet."""
+    device = torch.device(assignment.device)
+    watch(Told("measuring how many candidates to train at a time ..."))
+    most = min(LAG + 1, config.trials or LAG + 1)
+
+    def pace(count: int) -> float:
+        if count == 1:
+            workers.assign(assignment)
+        return workers.pace(count, PACE_SECONDS)
+
+    size, paces = fit(pace, lambda: _free_memory(device), most)
+    workers.keep(size)
+    measured = ", ".join(f"{count}: {rate:.1f}" for count, rate in enumerate(paces, 1))
+    watch(Told(f"{size} at a time; steps of the plain network a second, by the number of workers: {measured}"))
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the bytes of memory that are free on a GPU."""
+    return float(torch.cuda.mem_get_info(device)[0])
 
 
 def _study(definition: Definition, trials: Trials) -> Study:
@@ -307,7 +342,10 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
 
 
 def _jobs(config: StudyConfig, device: torch.device) -> int:
-    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow."""
+    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow.
+
+    On a GPU with `auto` it is one until `_fit` has measured.
+    """
     if config.jobs == "auto":
         if device.type != "cpu":
             return 1

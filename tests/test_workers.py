@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import reproducible
 
 import placesearch as ps
@@ -12,7 +13,7 @@ from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Workers
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, StudyBegan, Task, TrialEnded
+from placesearch.records import StepEnded, StudyBegan, Task, Told, TrialEnded
 from placesearch.training.loop import Protocol
 
 from test_datasets import make_tree  # isort: skip
@@ -139,6 +140,55 @@ def test_no_worker_is_hired_while_latencies_are_measured(workplace, monkeypatch)
     monkeypatch.setattr(Workers, "hire", lambda *_: pytest.fail("hired"))
     with pytest.raises(InputError, match="no data set"):
         ps.run(config(data="nowhere", jobs=2, objectives=("accuracy", "latency_ms")))
+
+
+def test_a_pace_is_steps_a_second_over_all_workers_and_leaves_them_ready(workplace):
+    with Workers(1, assignment(), print) as workers:
+        one = workers.pace(1, 0.3)
+        two = workers.pace(2, 0.3)
+        assert min(one, two) > 0
+        assert len(workers._workers) == 2
+        workers.keep(1)
+        assert (workers.size, len(workers._workers)) == (1, 1)
+        workers.submit(Task(0, Placement(), None))
+        (record,) = workers.results()
+    assert (record.trial, record.state) == (0, "COMPLETE")
+
+
+def test_workers_that_cannot_train_or_die_have_no_pace(workplace):
+    with Workers(1, assignment(backbone="mine:broken"), print) as workers:
+        assert workers.pace(1, 0.1) == 0.0
+    with Workers(1, assignment(), print) as workers:
+        workers.hire(2)
+        workers._workers[1].process.kill()
+        workers._workers[1].process.wait()
+        assert workers.pace(2, 0.1) == 0.0
+    with Workers(1, assignment(data="nowhere"), print) as workers, pytest.raises(StudyError, match="get ready"):
+        workers.pace(1, 0.1)
+
+
+def test_a_study_with_as_many_workers_as_were_measured_gives_the_same_table(workplace, monkeypatch):
+    one = ps.run(config(name="one")).trials_frame()
+    paces, told = {1: 10.0, 2: 19.0, 3: 19.5}, []
+    monkeypatch.setattr("placesearch.study._jobs", lambda *_: 1)  # as on a GPU, where none is at hand
+    monkeypatch.setattr("placesearch.study._is_fitted", lambda *_: True)
+    monkeypatch.setattr("placesearch.study._free_memory", lambda _: 1.0)
+    monkeypatch.setattr(Workers, "pace", lambda workers, count, _: (workers.hire(1), paces[count])[1])
+    two = ps.run(config(name="two", jobs="auto"), watch=told.append).trials_frame()
+    line = "2 at a time; steps of the plain network a second, by the number of workers: 1: 10.0, 2: 19.0, 3: 19.5"
+    assert line in [event.line for event in told if isinstance(event, Told)]
+    pd.testing.assert_frame_equal(reproducible(one), reproducible(two))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; written without one at hand")
+def test_on_a_gpu_the_number_of_workers_is_measured(workplace):
+    told = []
+    auto = ps.run(config(name="auto", jobs="auto", device="cuda"), watch=told.append).trials_frame()
+    assert any("at a time; steps of the plain network" in event.line for event in told if isinstance(event, Told))
+    one = ps.run(config(name="one", jobs=1, device="cuda")).trials_frame()
+    memory = ["train_memory_mb", "inference_memory_mb"]
+    pd.testing.assert_frame_equal(*(reproducible(table).drop(columns=memory, errors="ignore") for table in (auto, one)))
 
 
 @pytest.mark.slow

@@ -79,6 +79,13 @@ class Assignment:
         return read_weights(self.weights, self.plain.backbone) if self.weights else None
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Asks a worker for its pace: how many steps a second of the plain network it takes, while others do the same."""
+
+    seconds: float
+
+
 class Evaluators(Interface):
     """What evaluates tasks, several at a time."""
 
@@ -156,6 +163,41 @@ class Workers:
         for worker in self._workers:
             with suppress(OSError):  # it died; `results` notices and hires another
                 worker.pipe.send(assignment)
+
+    def pace(self, count: int, seconds: float) -> float:
+        """Let so many idle workers train the plain network; return steps a second over all, 0.0 if one failed.
+
+        Raises:
+            StudyError: If a worker cannot get ready.
+        """
+        self.hire(count - len(self._workers))
+        rates: list[float] = []
+        for length in (0.0, seconds):  # first all of them get ready
+            rates = self._paces(self._workers[:count], length)
+        return sum(rates) if len(rates) == count and all(rates) else 0.0
+
+    def _paces(self, workers: list[_Worker], seconds: float) -> list[float]:
+        for worker in workers:
+            with suppress(OSError):  # it died
+                worker.pipe.send(Pace(seconds))
+        rates = []
+        for worker in workers:
+            try:
+                reply = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._bury(worker)
+                continue
+            if isinstance(reply, str):
+                raise StudyError(f"a worker could not get ready: {reply}")
+            rates.append(reply)
+        return rates
+
+    def keep(self, count: int) -> None:
+        """Dismiss all idle workers but so many, and have no more than these from now on."""
+        self.size = count
+        for worker in self._workers[count:]:
+            worker.process.kill()
+            self._bury(worker)
 
     def submit(self, task: Task) -> None:
         """Give a task to an idle worker, or to a new one."""
@@ -257,6 +299,10 @@ def serve(pipe: Connection) -> None:
             pipe.send(str(error))
             return
         while True:
-            pipe.send(evaluator.evaluate(pipe.recv(), tell))
+            asked = pipe.recv()
+            if isinstance(asked, Pace) and isinstance(evaluator, Evaluator):
+                pipe.send(evaluator.pace(asked.seconds))
+            else:
+                pipe.send(evaluator.evaluate(asked, tell))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the process that started this one is gone
