@@ -18,6 +18,7 @@ from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.candidate import make_branch
+from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.front import front, knee
@@ -30,13 +31,16 @@ from placesearch.reporting.writing import Subject, caution, found_architecture, 
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import LAG, check_sampler
 from placesearch.search.trials import Trials
-from placesearch.training.datasets import SPLITS, Data, load_data
+from placesearch.training.datasets import SPLITS, Data, load_data, share_data
 from placesearch.training.loop import pick_device
 
 REPORTS = Path("reports")
 
 MEMORY_OF_A_WORKER = 2 * 2**30
 """Bytes that a worker process may need; fewer workers are started where there is less."""
+
+PACE_SECONDS = 3.0
+"""How long each number of workers trains the plain network, to find out how many fill a GPU."""
 
 Watch = Callable[[Event], None]
 
@@ -160,6 +164,22 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = _jobs(config, device)
+    with Workers(jobs, None, watch) as workers:
+        if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
+            workers.hire(min(jobs, LAG + 1))  # they import torch while this process plans, which must measure nothing
+        return _run(config, here, device, workers, watch)
+
+
+def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, workers: Workers, watch: Watch) -> Study:
+    """Plan and run a study.
+
+    Args:
+        config: What to search.
+        here: The user's own evaluation.
+        device: Where to train.
+        workers: Who evaluates, unless it is one; then this process does.
+        watch: Is told what happens.
+    """
     plan = prepare(config, device)
     config = plan.definition.config
     data = None
@@ -167,7 +187,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         data = load_data(config.data, plan.definition.input_size[1])
         plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
     definition = plan.definition
-    jobs = min(jobs, config.trials or jobs)
+    jobs = workers.size = min(workers.size, config.trials or workers.size)
     with _owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
@@ -193,10 +213,10 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
             )
         )
         try:
-            with _evaluators(plan, data, here, device, jobs, watch) as evaluators:
+            with _evaluators(plan, data, here, device, workers, watch) as evaluators:
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
-            seconds = time.monotonic() - began
+            seconds, jobs = time.monotonic() - began, workers.size
             measure_members(definition, _study(definition, trials).front, device, lambda line: watch(Told(line)))
         except KeyboardInterrupt:
             with _interrupts_held():
@@ -217,12 +237,14 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     return study
 
 
+@contextmanager
 def _evaluators(
-    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, jobs: int, watch: Watch
-) -> Evaluators:
-    """Return what evaluates, after training the plain network up to the branch point if the study starts there."""
+    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, workers: Workers, watch: Watch
+) -> Iterator[Evaluators]:
+    """Give what evaluates, after training the plain network up to the branch point if the study starts there."""
     definition = plan.definition
-    branch = study_folder(definition.name) / "branch.safetensors" if definition.protocol.start == "branch" else None
+    folder = study_folder(definition.name)
+    branch = folder / "branch.safetensors" if definition.protocol.start == "branch" else None
     assignment = Assignment(
         plain=definition.plain,
         protocol=definition.protocol,
@@ -235,7 +257,50 @@ def _evaluators(
     if branch and data and not branch.exists():
         watch(Told("training the plain network up to the branch point ..."))
         make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
-    return ThisProcess(assignment.evaluator(data, evaluate), watch) if jobs == 1 else Workers(jobs, assignment, watch)
+    fits = _is_fitted(definition.config, device)
+    if workers.size == 1 and not fits:
+        yield ThisProcess(assignment.evaluator(data, evaluate), watch)
+        return
+    shared = folder / "data.safetensors"
+    try:
+        if data is not None and share_data(data, shared):
+            assignment = replace(assignment, shared=str(shared))
+        del data
+        if fits:
+            _fit(workers, assignment, definition.config, watch)
+        else:
+            workers.assign(assignment)
+        with workers:
+            yield workers
+    finally:
+        shared.unlink(missing_ok=True)
+
+
+def _is_fitted(config: StudyConfig, device: torch.device) -> bool:
+    """Tell whether the number of workers is found by measuring."""
+    return config.jobs == "auto" and device.type == "cuda" and config.evaluate is None
+
+
+def _fit(workers: Workers, assignment: Assignment, config: StudyConfig, watch: Watch) -> None:
+    """Give workers their assignment, and find out how many of them fill the GPU. Not run on a GPU yet."""
+    device = torch.device(assignment.device)
+    watch(Told("measuring how many candidates to train at a time ..."))
+    most = min(LAG + 1, config.trials or LAG + 1)
+
+    def pace(count: int) -> float:
+        if count == 1:
+            workers.assign(assignment)
+        return workers.pace(count, PACE_SECONDS)
+
+    size, paces = fit(pace, lambda: _free_memory(device), most)
+    workers.keep(size)
+    measured = ", ".join(f"{count}: {rate:.1f}" for count, rate in enumerate(paces, 1))
+    watch(Told(f"{size} at a time; steps of the plain network a second, by the number of workers: {measured}"))
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the bytes of memory that are free on a GPU."""
+    return float(torch.cuda.mem_get_info(device)[0])
 
 
 def _study(definition: Definition, trials: Trials) -> Study:
@@ -290,7 +355,10 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
 
 
 def _jobs(config: StudyConfig, device: torch.device) -> int:
-    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow."""
+    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow.
+
+    On a GPU with `auto` it is one until `_fit` has measured.
+    """
     if config.jobs == "auto":
         if device.type != "cpu":
             return 1

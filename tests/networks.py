@@ -1,5 +1,7 @@
 """Small networks for tests; also copied into folders in which the command line runs, as a user's own module."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,14 @@ class Broken(Tiny):
         return logits * float("inf") if self.training else logits
 
 
+class Heavy(Tiny):
+    """A network of 4 MiB, so that one that is forgotten anywhere is noticed."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("ballast", torch.ones(2**20))
+
+
 class Gate(nn.Module):
     """A block of the user's own: one learned number a group of channels."""
 
@@ -64,6 +74,10 @@ class Odd(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + torch.cumprod(x, 1))
+
+
+def heavy(num_classes: int) -> nn.Module:
+    return Heavy(num_classes)
 
 
 def odd(num_classes: int) -> nn.Module:
@@ -84,6 +98,11 @@ def broken(num_classes: int) -> nn.Module:
 
 def no_network(num_classes: int) -> str:
     return "no network"
+
+
+def environment(candidate) -> float:
+    """An evaluation of the user's own: fails, and its reason says what surrounds it."""
+    raise ValueError(" ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_")))
 
 
 def evaluate(candidate) -> dict[str, float]:

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from placesearch.errors import DataError
 from placesearch.training import datasets
-from placesearch.training.datasets import SOURCES, inspect_data, load_data
+from placesearch.training.datasets import SOURCES, inspect_data, load_data, share_data, shared_data
 
 
 def grey(level, size=(10, 8)):
@@ -272,3 +272,27 @@ def test_whether_a_tree_fits_depends_on_the_memory_of_the_machine(tmp_path, monk
     assert isinstance(load_data(str(tmp_path), 8).splits["train"], datasets.Split)
     monkeypatch.setattr("os.sysconf", lambda name: 10)
     assert isinstance(load_data(str(tmp_path), 8).splits["train"], datasets.FileSplit)
+
+
+def test_shared_data_are_the_same_data(tmp_path):
+    data = load_data(str(make_tree(tmp_path / "tree", ["train", "val", "test"])), 8)
+    assert share_data(data, tmp_path / "data")
+    mapped = shared_data(tmp_path / "data")
+    assert (mapped.classes, mapped.flip, list(mapped.splits)) == (data.classes, data.flip, list(data.splits))
+    for name, split in data.splits.items():
+        assert torch.equal(mapped.splits[name].images, split.images)
+        assert torch.equal(mapped.splits[name].labels, split.labels)
+
+
+def test_images_that_stay_in_their_files_and_a_full_disk_are_shared_by_nobody(tmp_path, monkeypatch):
+    tree = str(make_tree(tmp_path / "tree", ["train", "val", "test"]))
+    assert not share_data(load_data(tree, 8), tmp_path / "nowhere" / "data")
+    monkeypatch.setattr(datasets, "MEMORY_SHARE", 0.0)
+    assert not share_data(load_data(tree, 8), tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+
+
+def test_damaged_shared_data_are_refused_in_one_line(tmp_path):
+    (tmp_path / "data").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match="cannot read"):
+        shared_data(tmp_path / "data")

@@ -58,7 +58,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "max_latency": ("LIMIT", "The longest latency of one image: +10%, or milliseconds."),
     "sampler": ("NAME", "additive (our own), tpe, nsga2, nsga3, gp (slow) or random.  [default: additive]"),
     "seed": ("N", "Seed of the search, the weights and the data order.  [default: 0]"),
-    "jobs": ("N|auto", "Trials at a time, at most 8; the results are the same.  [default: auto, one a core]"),
+    "jobs": (
+        "N|auto",
+        "Trials at a time, at most 8; results stay the same.  [default: auto: one a core, on a GPU measured]",
+    ),
     "device": ("NAME", "auto, cpu, cuda, cuda:1, ...  [default: auto]"),
 }
 

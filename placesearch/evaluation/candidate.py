@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
+from placesearch.placement import Placement
 from placesearch.records import StepEnded, Task, TrialRecord
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data
@@ -59,14 +60,35 @@ class Evaluator:
         """
         return tried(task, self._protocol, self._device, lambda measured: self._measure(task, watch, measured))
 
-    def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
-        epochs, trainer = self._protocol.epochs, self._trainer
-        model = self._plain.model_copy(update={"placement": task.placement}).build(
+    def pace(self, seconds: float) -> float:
+        """Train the plain network for so long, and return steps a second; 0.0 if it cannot be trained here."""
+        try:
+            with steady(self._device, self._protocol.threads):
+                model = self._build(Placement())
+                next(self._trainer.train(model, self._branch), None)  # the first step includes much that is done once
+                _finish(self._device)
+                done, began = 0, time.perf_counter()
+                while time.perf_counter() - began < seconds:
+                    for _ in self._trainer.train(model, self._branch):
+                        done += 1
+                        if time.perf_counter() - began >= seconds:
+                            break
+                _finish(self._device)
+                return done / (time.perf_counter() - began)
+        except (TrainingError, RuntimeError):  # RuntimeError: out of memory
+            return 0.0
+
+    def _build(self, placement: Placement) -> nn.Module:
+        return self._plain.model_copy(update={"placement": placement}).build(
             weights=self._checkpoint,
             initial="identity" if self._checkpoint else "standard",
             seed=self._protocol.seed,
             sites=self._sites,
         )
+
+    def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
+        epochs, trainer = self._protocol.epochs, self._trainer
+        model = self._build(task.placement)
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
@@ -138,6 +160,12 @@ def make_branch(
 def _packed(correct: Tensor) -> str:
     """Return truth values as base64 of their bits, the first one highest."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -4,6 +4,7 @@ A split that the source lacks is cut from train: stratified, fixed once for all 
 seed), a fifth of it and at most 5,000 images.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision.datasets as tv
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from placesearch.errors import DataError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
 MEMORY_SHARE = 0.2
-"""Share of memory up to which a data set is held there, once in each worker process."""
+"""Share of memory up to which a data set is held there, once for all worker processes on a processor."""
 
 CUT_SHARE, CUT_LIMIT, CUT_SEED = 0.2, 5000, 2026
 
@@ -215,6 +218,41 @@ def load_data(spec: str, side: int) -> Data:
     if len(splits) < len(SPLITS):
         splits = _with_missing_cut(splits, classes)
     return Data({name: splits[name] for name in SPLITS}, classes, flip)
+
+
+def share_data(data: Data, path: Path) -> bool:
+    """Write images and labels to a file from which other processes map them, so that they are decoded and held once.
+
+    Returns:
+        Whether that was done: images that stay in their own files, or a full disk, leave it to each process.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, split in data.splits.items():
+        if not isinstance(split, Split):
+            return False
+        tensors |= {f"{name}.images": split.images.contiguous(), f"{name}.labels": split.labels.contiguous()}
+    try:
+        safetensors.torch.save_file(tensors, path, {"classes": json.dumps(data.classes), "flip": json.dumps(data.flip)})
+    except (OSError, SafetensorError):
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def shared_data(path: Path) -> Data:
+    """Map what `share_data` wrote; all processes that do so share its memory.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            told = {name: json.loads(text) for name, text in file.metadata().items()}
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated over
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    splits = {name: Split(parts[f"{name}.images"], parts[f"{name}.labels"]) for name in SPLITS}
+    return Data(splits, tuple(told["classes"]), told["flip"])
 
 
 def _with_missing_cut(splits: dict[str, Split | FileSplit], classes: tuple[str, ...]) -> dict[str, Split | FileSplit]:

@@ -3,10 +3,11 @@
 The recipe: one process with all cores, an image folder through a DataLoader, fp32, Adam from scratch, fvcore's count of
 each trial, Optuna's default sampler, trials in SQLite. Both train ResNet-18 with its ImageNet stem on the same part of
 CIFAR-10 as an image folder, same epochs and batch size, on SE and CBAM at every residual site. They take turns, a few
-candidates each; start-up and the first candidates are left out. Writes `reports/benchmarks/candidates_an_hour.md`.
-About 8 minutes on two cores.
+candidates each; start-up and the first candidates are left out. So it is once more with the CIFAR stem, which takes
+ten times as long an image, on fewer images. Writes `reports/benchmarks/candidates_an_hour.md`. About 8 minutes for each
+stem on two cores.
 
-    python tests/benchmarks/candidates_an_hour.py CIFAR10_FOLDER
+    python tests/benchmarks/candidates_an_hour.py CIFAR10_FOLDER [original|small]
 """
 
 import logging
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -34,17 +36,31 @@ from placesearch.records import TrialEnded
 from placesearch.search.space import make_space
 from placesearch.training.loop import pick_precision
 
-IMAGES, EPOCHS, BATCH, SIDE = 4000, 2, 128, 32
-ROUNDS, RECIPE_TRIALS, OUR_TRIALS = 3, 3, 8
+BATCH, SIDE = 128, 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: how many images and epochs, and how many candidates each side trains in how many rounds."""
+
+    stem: str
+    images: int
+    epochs: int
+    rounds: int
+    recipe_trials: int
+    our_trials: int
+
+
+CASES = [Case("original", 4000, 2, 3, 3, 8), Case("small", 1000, 1, 3, 3, 6)]
 REPORT = Path(__file__).resolve().parents[2] / "reports" / "benchmarks" / "candidates_an_hour.md"
 
 
-def part_of(folder: Path, target: Path) -> None:
+def part_of(folder: Path, target: Path, images: int = 4000) -> None:
     """Link a part of CIFAR-10: so many images for training, a quarter of that for validation and for test."""
     for split, source, count in (
-        ("train", "train", IMAGES),
-        ("val", "test", IMAGES // 4),
-        ("test", "test", IMAGES // 4),
+        ("train", "train", images),
+        ("val", "test", images // 4),
+        ("test", "test", images // 4),
     ):
         for name in sorted(path.name for path in (folder / source).iterdir()):
             (target / split / name).mkdir(parents=True)
@@ -54,25 +70,29 @@ def part_of(folder: Path, target: Path) -> None:
                 (target / split / name / path.name).symlink_to(path.resolve())
 
 
-def recipe(folder: Path, workplace: Path, seed: int) -> float:
-    """Return candidates an hour of the example's recipe."""
-    plain = load_backbone("resnet18", 10)
+def recipe(case: Case, folder: Path, workplace: Path, seed: int) -> tuple[float, float]:
+    """Return candidates an hour of the example's recipe, and the share of its time in forward, backward and step."""
+    plain = load_backbone("resnet18", 10, case.stem)
     sites = every_site(plain, (3, SIDE, SIDE))
     space = make_space([s for s in sites if "residual" in s.kinds], ["se", "cbam"], [4, 8, 16], [3, 7])
     as_tensor = torchvision.transforms.ToTensor()
     train, valid = (torchvision.datasets.ImageFolder(str(folder / name), as_tensor) for name in ("train", "val"))
     ends: list[float] = []
+    spent: list[float] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         chosen = {site: trial.suggest_categorical(site, texts) for site, texts in space.choices.items()}
-        model = insert(load_backbone("resnet18", 10), space.placement(chosen), sites=sites)
+        model = insert(load_backbone("resnet18", 10, case.stem), space.placement(chosen), sites=sites)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for _ in range(EPOCHS):
+        spent.append(0.0)
+        for _ in range(case.epochs):
             model.train()
             for images, labels in DataLoader(train, batch_size=BATCH, shuffle=True):
+                before = time.perf_counter()
                 optimizer.zero_grad()
                 F.cross_entropy(model(images), labels).backward()
                 optimizer.step()
+                spent[-1] += time.perf_counter() - before
             model.eval()
             right = 0
             with torch.no_grad():
@@ -81,68 +101,93 @@ def recipe(folder: Path, workplace: Path, seed: int) -> float:
         flops = FlopCountAnalysis(model, torch.zeros(1, 3, SIDE, SIDE)).total()
         return right / len(valid), flops
 
-    study = optuna.create_study(
-        storage=f"sqlite:///{workplace / 'recipe.db'}", directions=["maximize", "minimize"], study_name=f"r{seed}"
-    )
-    study.optimize(objective, n_trials=RECIPE_TRIALS, callbacks=[lambda *_: ends.append(time.perf_counter())])
-    return 3600 * (len(ends) - 1) / (ends[-1] - ends[0])
+    storage, name = f"sqlite:///{workplace / 'recipe.db'}", f"{case.stem}-{seed}"
+    study = optuna.create_study(storage=storage, directions=["maximize", "minimize"], study_name=name)
+    study.optimize(objective, n_trials=case.recipe_trials, callbacks=[lambda *_: ends.append(time.perf_counter())])
+    return 3600 * (len(ends) - 1) / (ends[-1] - ends[0]), sum(spent[1:]) / (ends[-1] - ends[0])
 
 
-def ours(folder: Path, seed: int) -> float:
-    """Return candidates an hour of a study."""
+def ours(case: Case, folder: Path, seed: int) -> tuple[float, float]:
+    """Return candidates an hour of a study, and the share of its workers' time in training steps."""
     ends: list[float] = []
+    spent: list[float] = []
 
     def watch(event: object) -> None:
         if isinstance(event, TrialEnded):
             assert event.record.state == "COMPLETE", event.record.error
             ends.append(time.perf_counter())
+            spent.append(event.record.training_seconds or 0.0)
 
     config = ps.StudyConfig(
         backbone="resnet18",
+        stem=case.stem,
         data=str(folder),
-        name=f"ours-{seed}",
-        trials=OUR_TRIALS,
-        epochs=EPOCHS,
+        name=f"ours-{case.stem}-{seed}",
+        trials=case.our_trials,
+        epochs=case.epochs,
         batch_size=BATCH,
         input_size=SIDE,
         seed=seed,
     )
     ps.run(config, watch=watch)
-    first = len(os.sched_getaffinity(0)) - 1  # the workers' first candidates include their start
-    return 3600 * (len(ends) - 1 - first) / (ends[-1] - ends[first])
+    workers = len(os.sched_getaffinity(0))
+    first = workers - 1  # the workers' first candidates include their start
+    took = ends[-1] - ends[first]
+    return 3600 * (len(ends) - 1 - first) / took, sum(spent[first + 1 :]) / (took * workers)
+
+
+def compared(case: Case, source: Path) -> list[str]:
+    """Let both take turns; return the lines of the report."""
+    rows, ratios = [], []
+    with tempfile.TemporaryDirectory() as made:
+        workplace = Path(made)
+        images = workplace / "images"
+        part_of(source, images, case.images)
+        os.chdir(workplace)
+        for index in range(case.rounds):
+            (theirs, their_share), (own, our_share) = recipe(case, images, workplace, index), ours(case, images, index)
+            ratios.append(own / theirs)
+            rows.append(
+                f"| {index + 1} | {theirs:.0f} | {own:.0f} | {ratios[-1]:.2f} | {their_share:.2f} | {our_share:.2f} |"
+            )
+            print(case.stem, rows[-1], flush=True)
+        os.chdir("/")
+    name = {"original": "ImageNet stem (`--stem original`)", "small": "CIFAR stem (`--stem small`)"}[case.stem]
+    epochs = "one epoch" if case.epochs == 1 else f"{case.epochs} epochs"
+    return [
+        f"## {name}",
+        "",
+        f"{case.images:,} training and {case.images // 4:,} validation images, {epochs}; {case.recipe_trials} and "
+        f"{case.our_trials} candidates a round.",
+        "",
+        "| round | recipe | ours | ratio | recipe's share | our share |",
+        "|---:|---:|---:|---:|---:|---:|",
+        *rows,
+        "",
+        f"Median ratio: {median(ratios):.2f}.",
+        "",
+    ]
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     source = Path(sys.argv[1]).resolve()
-    rows, ratios = [], []
-    with tempfile.TemporaryDirectory() as made:
-        workplace = Path(made)
-        part_of(source, workplace / "images")
-        os.chdir(workplace)
-        for index in range(ROUNDS):
-            theirs, own = recipe(workplace / "images", workplace, index), ours(workplace / "images", index)
-            ratios.append(own / theirs)
-            rows.append(f"| {index + 1} | {theirs:.0f} | {own:.0f} | {ratios[-1]:.2f} |")
-            print(rows[-1], flush=True)
+    cases = [case for case in CASES if case.stem in sys.argv[2:] or not sys.argv[2:]]
     text = [
         "# Candidates an hour",
         "",
-        "A study against the recipe of Optuna's multi-objective PyTorch example. ResNet-18, ImageNet stem, "
-        f"{SIDE}x{SIDE}, {IMAGES:,} training and {IMAGES // 4:,} validation images of CIFAR-10 (a JPEG copy) as an "
-        f"image folder, {EPOCHS} epochs, batch {BATCH}. {platform.machine()}, {len(os.sched_getaffinity(0))} cores; "
-        f"ours in {pick_precision(torch.device('cpu'))}, the recipe in fp32; torch {torch.__version__}, optuna "
-        f"{optuna.__version__}. {RECIPE_TRIALS} and {OUR_TRIALS} candidates a round, in turns, start-up left out. "
-        "Made by `python tests/benchmarks/candidates_an_hour.py`.",
+        "A study against the recipe of Optuna's multi-objective PyTorch example. ResNet-18 at "
+        f"{SIDE}x{SIDE}, CIFAR-10 (a JPEG copy) as an image folder, batch {BATCH}. {platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores; ours in {pick_precision(torch.device('cpu'))}, the recipe in fp32; "
+        f"torch {torch.__version__}, optuna {optuna.__version__}. In turns, start-up left out. A share is the part of "
+        "the time in forward, backward and step; for ours of all workers' time, augmentation included, which takes 1 "
+        "to 2 % of a step ([measured](training_loop.md)). Made by `python tests/benchmarks/candidates_an_hour.py`.",
         "",
-        "| round | recipe | ours | ratio |",
-        "|---:|---:|---:|---:|",
-        *rows,
-        "",
-        f"Median ratio: {median(ratios):.2f}.",
     ]
-    REPORT.write_text("\n".join(text) + "\n", encoding="utf-8")
+    for case in cases:
+        text += compared(case, source)
+    REPORT.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
