@@ -112,6 +112,7 @@ class StudyConfig(BaseModel):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
     epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    long_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     input_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     stem: Literal["original", "small"] = "original"

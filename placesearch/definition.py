@@ -101,12 +101,12 @@ class Definition:
         counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS if self.splits)
         data = f"{config.data}: {counts} images in {self.num_classes} classes"
         training = (
-            f"{_counted(self.protocol.epochs, 'epoch')} {start}, batch {self.protocol.batch_size}, "
+            f"{self._epochs()} {start}, batch {self.protocol.batch_size}, "
             f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}"
         )
         if config.evaluate:
             data = f"those of {config.evaluate}"
-            training = f"{config.evaluate} with {_counted(self.protocol.epochs, 'epoch')}, {start}"
+            training = f"{config.evaluate} with {self._epochs()}, {start}"
         return Subject(
             name=self.name,
             objectives=config.objectives,
@@ -121,6 +121,10 @@ class Definition:
             validation_images=self.splits.get("validation"),
             added=self._added(),
         )
+
+    def _epochs(self) -> str:
+        usual, long = _counted(self.protocol.epochs, "epoch"), self.config.long_epochs
+        return f"{usual}, every other trial after the references {long}," if long else usual
 
     def _added(self) -> dict[str, dict[BlockSetting, tuple[int, int]]]:
         """Return by site the macs and params that each counted setting adds there."""

@@ -37,6 +37,9 @@ DEFAULTS = {"epochs": 5, "batch_size": 128}
 DEFAULT_TRIALS = 50
 """Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
 
+LONGER = 4
+"""How many times as long every other trial is trained, so that a study can tell who wins from who learns fast."""
+
 OWN_DATA = (1000, 224)
 """Classes and input side for the user's own evaluation, where nothing else is given: as backbones are published."""
 
@@ -136,10 +139,22 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     filled: dict[str, Any] = {
         "name": config.name or _slug(f"{config.backbone}-{'own' if own_data else Path(config.data).name}"),
         "epochs": config.epochs or budget["epochs"],
+        "long_epochs": config.long_epochs,
         "batch_size": config.batch_size or budget["batch_size"],
         "input_size": side,
         "start": start,
     }
+    if config.long_epochs is None:
+        longer = config.sampler == "additive" and not is_digits and not config.evaluate
+        filled["long_epochs"] = LONGER * filled["epochs"] if longer else 0
+    elif config.long_epochs and config.sampler != "additive":
+        raise InputError(
+            f"--long-epochs needs the sampler 'additive'; {config.sampler} takes all trials for equally long"
+        )
+    elif 0 < config.long_epochs <= filled["epochs"]:
+        raise InputError(
+            f"--long-epochs {config.long_epochs} is no longer than the {filled['epochs']} epochs of others"
+        )
     if config.trials is None and config.timeout is None:
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)

@@ -43,11 +43,13 @@ class Task:
         trial: Its position in the study.
         placement: What to evaluate.
         reference: Names of the reference placement that it is, if it is one.
+        epochs: Passes over the training split, if other than the study's usual ones.
     """
 
     trial: int
     placement: Placement
     reference: str | None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,6 +198,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             config.sampler,
             config.seed,
             lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
+            config.long_epochs or None,
         )
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
@@ -244,19 +245,25 @@ def _evaluators(
     """Give what evaluates, after training the plain network up to the branch point if the study starts there."""
     definition = plan.definition
     folder = study_folder(definition.name)
-    branch = folder / "branch.safetensors" if definition.protocol.start == "branch" else None
+    protocols = {definition.protocol.epochs: definition.protocol}
+    if long := definition.config.long_epochs:
+        protocols[long] = replace(definition.protocol, epochs=long)
+    branches = {epochs: folder / f"branch-{epochs}.safetensors" for epochs in protocols}
+    if definition.protocol.start != "branch":
+        branches = {}
     assignment = Assignment(
         plain=definition.plain,
         protocol=definition.protocol,
         data=definition.config.data,
         device=str(device),
         weights=definition.config.weights,
-        branch=str(branch) if branch else None,
+        branches={epochs: str(path) for epochs, path in branches.items()},
         evaluate=definition.config.evaluate,
     )
-    if branch and data and not branch.exists():
-        watch(Told("training the plain network up to the branch point ..."))
-        make_branch(definition.plain, definition.protocol, data, device, assignment.checkpoint()).save(branch)
+    for epochs, path in branches.items():
+        if data and not path.exists():
+            watch(Told(f"training the plain network up to the branch point of {epochs} epochs ..."))
+            make_branch(definition.plain, protocols[epochs], data, device, assignment.checkpoint()).save(path)
     fits = _is_fitted(definition.config, device)
     if workers.size == 1 and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)
@@ -320,7 +327,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
     while True:
         ended = ""
         while len(running) < evaluators.size and not (ended or trials.must_wait()):
-            ended = _limit(config, records, len(running), began)
+            ended = _limit(config, records, len(running), began, trials.next_epochs() or epochs)
             if ended:
                 break
             with _interrupts_held():
@@ -330,7 +337,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
                 break
             running.add(task.trial)
             evaluators.submit(task)
-            watch(TrialBegan(task, epochs))
+            watch(TrialBegan(task, task.epochs or epochs))
         if not running:
             return ended
         for evaluated in evaluators.results():
@@ -342,12 +349,13 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
             watch(TrialEnded(record))
 
 
-def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began: float) -> str:
+def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began: float, epochs: int) -> str:
     """Return which limit forbids another trial, if one does; one that would not end in time is not begun."""
     if config.trials is not None and len(records) + running >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
-        usual = median([record.seconds or 0.0 for record in records]) if records else 0.0
+        an_epoch = [record.seconds / (record.epochs or epochs) for record in records if record.seconds is not None]
+        usual = epochs * median(an_epoch) if an_epoch else 0.0
         elapsed = time.monotonic() - began
         if elapsed >= config.timeout or elapsed + usual > config.timeout:
             return f"stopped before {config.timeout:g} s were over; the same command goes on"

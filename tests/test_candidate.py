@@ -58,3 +58,11 @@ def test_whatever_a_network_raises_is_its_own_failure(workplace):
     assert record.state == "FAIL"
     assert record.error.startswith("PlacementError: mine:tiny: site 'unit1.bn2' with 8 channels: reduction 99")
     assert record.val_accuracy is None
+
+
+def test_a_task_may_ask_for_a_longer_training(workplace):
+    evaluate = evaluator().evaluate
+    brief, long = (evaluate(Task(0, Placement(), None, epochs), lambda _: None) for epochs in (None, 4))
+    assert (brief.epochs, long.epochs) == (2, 4)
+    alone = evaluator(protocol=replace(PROTOCOL, epochs=4)).evaluate(Task(0, Placement(), None), lambda _: None)
+    assert long.val_loss == alone.val_loss != brief.val_loss

@@ -258,7 +258,7 @@ def test_a_study_from_a_branch_trains_the_plain_network_up_to_there_once(workpla
     told = []
     one = ps.run(config(name="s", **values), watch=told.append)
     lines = [event.line for event in told if isinstance(event, Told)]
-    assert lines[0] == "training the plain network up to the branch point ..."
+    assert lines[0] == "training the plain network up to the branch point of 3 epochs ..."
     assert {record.state for record in one.records} == {"COMPLETE"}
     assert "taken over with blocks as the identity" in (one.folder / "summary.md").read_text()
     two = ps.run(config(name="t", **{**values, "trials": 2}))
@@ -328,3 +328,30 @@ def test_the_threads_of_a_trial_are_fixed_and_given_back(workplace):
     assert during == {1}
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("start", ["scratch", "branch"])
+def test_a_study_of_brief_and_long_trainings_speaks_of_the_long_ones(workplace, start):
+    study = ps.run(config(trials=12, long_epochs=2, sampler="additive", start=start))
+    frame = study.trials_frame()
+    count = int(frame.reference.notna().sum()) - frame[frame.epochs == 2].reference.notna().sum()
+    assert frame.epochs.tolist() == ([1] * count + [1, 2] * 12)[:12]
+    assert study.findings.epochs == 2
+    assert "trainings of 2 epochs" in study.caution
+    front = study.front_frame()
+    assert (front.estimate_low <= front.estimate).all()
+    assert (front.estimate <= front.estimate_high).all()
+    effects = pd.read_csv(study.folder / "sites.csv")
+    assert list(effects.columns[:10]) == [
+        "site", "block", "reduction", "kernel_size", "tried", "effect", "effect_low", "effect_high", "macs", "params"
+    ]  # fmt: skip
+    assert effects[effects.site.str.endswith("bn2") & effects.with_site.isna()].params.notna().all()
+    branches = sorted(path.name for path in (workplace / "studies" / study.name).glob("branch*"))
+    assert branches == (["branch-1.safetensors", "branch-2.safetensors"] if start == "branch" else [])
+
+
+def test_long_trainings_are_longer_and_need_our_sampler(workplace):
+    with pytest.raises(InputError, match="no longer than the 1 epochs of others"):
+        ps.run(config(long_epochs=1))
+    with pytest.raises(InputError, match="needs the sampler 'additive'"):
+        ps.run(config(long_epochs=4, sampler="tpe"))

@@ -206,3 +206,36 @@ def test_objectives_have_their_directions(tmp_path):
 def test_an_unknown_sampler_is_refused(tmp_path):
     with pytest.raises(InputError, match="did you mean 'random'"):
         opened(tmp_path, "randm")
+
+
+def test_every_other_trial_after_the_references_is_long_and_the_first_long_ones_are_the_references(tmp_path):
+    """Wherever the study was interrupted, and although each placement is suggested once only."""
+
+    def go(folder, counts):
+        folder.mkdir()
+        for count in counts:
+            trials = Trials(folder / "journal.log", "s", OBJECTIVES)
+            trials.begin(SPACE, REFERENCES, "additive", 0, added, 4)
+            for _ in range(count):
+                expected = trials.next_epochs()
+                asked = trials.ask()
+                assert asked.epochs == expected
+                trials.complete(replace(finished(asked), epochs=asked.epochs or 1))
+        return [(record.epochs, record.reference, str(record.placement)) for record in trials.records()]
+
+    whole = go(tmp_path / "whole", [21])
+    assert [epochs for epochs, *_ in whole] == [1] * 3 + [1, 4] * 9
+    assert [reference for _, reference, _ in whole[4:9:2]] == list(REFERENCES)
+    suggested = [text for _, reference, text in whole if reference is None]
+    assert len(set(suggested)) == len(suggested) == 21 - 6
+    assert go(tmp_path / "pieces", [2, 3, 6, 10]) == whole
+
+
+def test_a_long_trial_that_was_lost_comes_back_as_a_long_one(tmp_path):
+    for _ in range(2):
+        trials = Trials(tmp_path / "journal.log", "s", OBJECTIVES)
+        trials.begin(SPACE, REFERENCES, "additive", 0, added, 4)
+        for _ in range(4 - len(trials.records())):
+            trials.complete(finished(trials.ask()))
+        asked = trials.ask()
+        assert (asked.trial, asked.epochs, asked.reference) == (4, 4, "plain")

@@ -2,8 +2,9 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class Evaluator:
         data: What to train on.
         device: Where to.
         checkpoint: Weights that candidates start from, their blocks as the identity; None if they start from scratch.
-        branch: Where the plain network was stopped in its training, for candidates to go on from, instead.
+        branches: By the epochs of a training where the plain network was stopped in it, for candidates to go on from
+            there instead; as many trainings as candidates are to have.
     """
 
     def __init__(
@@ -43,11 +45,12 @@ class Evaluator:
         data: Data,
         device: torch.device,
         checkpoint: Checkpoint | None = None,
-        branch: Branch | None = None,
+        branches: Mapping[int, Branch] | None = None,
     ) -> None:
-        self._plain, self._protocol, self._device, self._branch = plain, protocol, device, branch
-        self._checkpoint = Checkpoint("branch", branch.weights) if branch else checkpoint
-        self._trainer = Trainer(data, protocol, device)
+        self._plain, self._protocol, self._device = plain, protocol, device
+        self._checkpoint, self._branches = checkpoint, branches or {}
+        self._data = Data({name: split.on(device) for name, split in data.splits.items()}, data.classes, data.flip)
+        self._trainers: dict[int, Trainer] = {}
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
 
@@ -64,12 +67,17 @@ class Evaluator:
         """Train the plain network for so long, and return steps a second; 0.0 if it cannot be trained here."""
         try:
             with steady(self._device, self._protocol.threads):
-                model = self._build(Placement())
-                next(self._trainer.train(model, self._branch), None)  # the first step includes much that is done once
+                epochs = self._protocol.epochs
+                model, trainer, branch = (
+                    self._build(Placement(), epochs),
+                    self._trainer(epochs),
+                    self._branches.get(epochs),
+                )
+                next(trainer.train(model, branch), None)  # the first step includes much that is done once
                 _finish(self._device)
                 done, began = 0, time.perf_counter()
                 while time.perf_counter() - began < seconds:
-                    for _ in self._trainer.train(model, self._branch):
+                    for _ in trainer.train(model, branch):
                         done += 1
                         if time.perf_counter() - began >= seconds:
                             break
@@ -78,23 +86,30 @@ class Evaluator:
         except (TrainingError, RuntimeError):  # RuntimeError: out of memory
             return 0.0
 
-    def _build(self, placement: Placement) -> nn.Module:
+    def _trainer(self, epochs: int) -> Trainer:
+        if epochs not in self._trainers:
+            self._trainers[epochs] = Trainer(self._data, replace(self._protocol, epochs=epochs), self._device)
+        return self._trainers[epochs]
+
+    def _build(self, placement: Placement, epochs: int) -> nn.Module:
+        branch = self._branches.get(epochs)
+        checkpoint = Checkpoint("branch", branch.weights) if branch else self._checkpoint
         return self._plain.model_copy(update={"placement": placement}).build(
-            weights=self._checkpoint,
-            initial="identity" if self._checkpoint else "standard",
+            weights=checkpoint,
+            initial="identity" if checkpoint else "standard",
             seed=self._protocol.seed,
             sites=self._sites,
         )
 
     def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
-        epochs, trainer = self._protocol.epochs, self._trainer
-        model = self._build(task.placement)
+        epochs = task.epochs or self._protocol.epochs
+        trainer, model = self._trainer(epochs), self._build(task.placement, epochs)
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
         sites = tuple(f"{site}.attention." for site in task.placement)
         blocks = {name for name, _ in model.named_parameters() if name.startswith(sites)}
-        for step in trainer.train(model, self._branch, blocks):
+        for step in trainer.train(model, self._branches.get(epochs), blocks):
             spent += time.perf_counter() - before
             watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
             before = time.perf_counter()
@@ -118,7 +133,7 @@ def tried(
         measure: Evaluates it and puts what it measured into the mapping that it gets, by the names of `TrialRecord`.
     """
     began = time.perf_counter()
-    measured: dict[str, Any] = {"epochs": protocol.epochs, "seed": protocol.seed}
+    measured: dict[str, Any] = {"epochs": task.epochs or protocol.epochs, "seed": protocol.seed}
     state, error = "COMPLETE", None
     try:
         with steady(device, protocol.threads):

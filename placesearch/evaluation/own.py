@@ -89,7 +89,7 @@ class OwnEvaluator:
         candidate = Candidate(
             architecture=self._plain.model_copy(update={"placement": task.placement}),
             seed=self._protocol.seed,
-            epochs=self._protocol.epochs,
+            epochs=task.epochs or self._protocol.epochs,
             device=self._device,
             checkpoint=self._checkpoint,
         )

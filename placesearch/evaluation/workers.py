@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Protocol as Interface
@@ -50,7 +51,7 @@ class Assignment:
         device: Where to train.
         weights: What the plain network starts from, as `read_weights` takes it; None for scratch.
         evaluate: Name of the user's own evaluation; None for the built-in training.
-        branch: File of the branch from which candidates go on; None if they do not.
+        branches: By the epochs of a training the file of the branch from which candidates go on, if they do.
         shared: File from which the data are mapped, made by `share_data`; None if each worker loads them.
     """
 
@@ -59,7 +60,7 @@ class Assignment:
     data: str
     device: str
     weights: str | None = None
-    branch: str | None = None
+    branches: Mapping[int, str] = field(default_factory=dict)
     evaluate: str | None = None
     shared: str | None = None
 
@@ -70,9 +71,9 @@ class Assignment:
             return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self.checkpoint())
         if data is None:
             data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, self.plain.input_size[1])
-        branch = load_branch(Path(self.branch)) if self.branch else None
-        checkpoint = None if branch else self.checkpoint()
-        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint, branch)
+        branches = {epochs: load_branch(Path(path)) for epochs, path in self.branches.items()}
+        checkpoint = None if branches else self.checkpoint()
+        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint, branches)
 
     def checkpoint(self) -> Checkpoint | None:
         """Read the weights, if there are any."""

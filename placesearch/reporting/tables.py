@@ -54,6 +54,7 @@ FRONT_COLUMNS = {
     "params": "Int64",
     "latency_ms": "float64",
     **{name: TRIAL_COLUMNS[name] for name in list(TRIAL_COLUMNS)[list(TRIAL_COLUMNS).index("macs_full") :]},
+    "epochs": "Int64",
 }
 """Columns of front.csv and their types."""
 

@@ -133,6 +133,12 @@ def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings
             "All trainings were equally brief: what is said holds for such trainings. A brief training favours what "
             "learns fast over what wins in the end."
         )
+    elif findings:
+        long = sum(record.state == "COMPLETE" and record.epochs == findings.epochs for record in records)
+        lines.append(
+            f"Estimates speak of trainings of {findings.epochs} epochs, of which there were {long}; the others say "
+            "what brief trainings have in common with those."
+        )
     return " ".join(lines)
 
 
@@ -210,17 +216,18 @@ def _points(interval: Interval) -> str:
 
 def _table(records: Sequence[TrialRecord], best: TrialRecord | None, findings: Findings | None) -> list[str]:
     lines = [
-        "| trial | estimate (90 %) | observed | macs | macs_full | params | latency / plain | placement |",
-        "|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| trial | estimate (90 %) | observed | epochs | macs | macs_full | params | latency / plain | placement |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for record in records:
         mark = " *" if record == best else ""
         name = f"{record.reference}: " if record.reference else ""
         found = findings.accuracy.get(record.placement) if findings else None
+        observed = f"{100 * (record.val_accuracy or 0):.2f} %"
+        costs = " | ".join(map(_count, (record.macs, record.macs_full, record.params)))
         lines.append(
-            f"| {record.trial}{mark} | {estimate_text(found)} | {100 * (record.val_accuracy or 0):.2f} % "
-            f"| {_count(record.macs)} | {_count(record.macs_full)} | {_count(record.params)} | {latency_text(record)} "
-            f"| {name}`{record.placement}` |"
+            f"| {record.trial}{mark} | {estimate_text(found)} | {observed} | {record.epochs or ''} | {costs} "
+            f"| {latency_text(record)} | {name}`{record.placement}` |"
         )
     return lines
 

@@ -58,7 +58,12 @@ def check_sampler(name: str) -> None:
 
 
 def make_sampler(
-    name: str, seed: int, space: SearchSpace, added: Added, references: Sequence[Placement]
+    name: str,
+    seed: int,
+    space: SearchSpace,
+    added: Added,
+    references: Sequence[Placement],
+    long_epochs: int | None = None,
 ) -> BaseSampler:
     """Return a sampler whose suggestions depend on the study alone.
 
@@ -68,13 +73,14 @@ def make_sampler(
         space: What there is to choose from.
         added: What a block adds at a site to each cost that is an objective.
         references: Placements that are evaluated whether the space holds them or not.
+        long_epochs: How long the longer trainings are; None if all are equally long.
 
     Raises:
         InputError: If there is no such sampler.
     """
     check_sampler(name)
     if name == "additive":
-        return AdditiveSampler(seed, space, added, references)
+        return AdditiveSampler(seed, space, added, references, long_epochs)
     return UntriedSampler(OF_OPTUNA[name], seed, space)
 
 
@@ -152,10 +158,18 @@ class AdditiveSampler(BaseSampler):
         space: What there is to choose from.
         added: What a block adds at a site to each cost that is an objective.
         references: Placements that are evaluated whether the space holds them or not.
+        long_epochs: How long the longer trainings are; None if all are equally long.
     """
 
-    def __init__(self, seed: int, space: SearchSpace, added: Added, references: Sequence[Placement]) -> None:
-        self._seed, self._space, self._added = seed, space, added
+    def __init__(
+        self,
+        seed: int,
+        space: SearchSpace,
+        added: Added,
+        references: Sequence[Placement],
+        long_epochs: int | None = None,
+    ) -> None:
+        self._seed, self._space, self._added, self._long_epochs = seed, space, added, long_epochs
         self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
         choices = {
             site: [None if text == NONE else BlockSetting.parse(text) for text in texts]
@@ -188,7 +202,8 @@ class AdditiveSampler(BaseSampler):
             placement, costs = self._read(other.user_attrs[PLACEMENT])
             tried[placement] = costs
             if other.number < trial.number - LAG and other.state == TrialState.COMPLETE:
-                scores.append(Score(placement, other.user_attrs["val_accuracy"]))
+                brief = self._long_epochs is not None and other.user_attrs["epochs"] < self._long_epochs
+                scores.append(Score(placement, other.user_attrs["val_accuracy"], brief=brief))
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
         return dict(self._space.chosen(self._suggester.suggest(scores, tried, random)) or {})
 

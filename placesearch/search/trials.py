@@ -59,7 +59,13 @@ class Trials:
         return [_record(trial) for trial in self._all() if trial.state in _FINISHED]
 
     def begin(
-        self, space: SearchSpace, references: Mapping[str, Placement], sampler: str, seed: int, added: Added
+        self,
+        space: SearchSpace,
+        references: Mapping[str, Placement],
+        sampler: str,
+        seed: int,
+        added: Added,
+        long_epochs: int | None = None,
     ) -> None:
         """Prepare for `ask`.
 
@@ -69,13 +75,15 @@ class Trials:
             sampler: Name of the sampler that suggests.
             seed: Its seed.
             added: What a block adds at a site to each cost that is an objective.
+            long_epochs: How long every other trial after the references is trained; None if all are equally long. The
+                first long ones are the references once more.
 
         Raises:
             InputError: If there is no such sampler.
         """
-        self._space, self._references = space, references
+        self._space, self._references, self._long_epochs = space, references, long_epochs
         self._running: set[int] = set()
-        self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()))
+        self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs)
 
     def must_wait(self) -> bool:
         """Tell whether a trial has to end first, on which the next suggestion may depend."""
@@ -93,8 +101,11 @@ class Trials:
             trial = optuna.trial.Trial(self._study, lost._trial_id)
         else:
             if not any(trial.state == TrialState.WAITING for trial in trials):
+                again = self._long_number(len(trials))
                 if len(trials) < len(self._references):
                     self._enqueue(*list(self._references.items())[len(trials)])
+                elif again is not None and again < len(self._references):
+                    self._enqueue(*list(self._references.items())[again])
                 elif self._is_exhausted(trials):
                     return None
             trial = self._study.ask()
@@ -105,7 +116,20 @@ class Trials:
                 trial.set_user_attr(PLACEMENT, str(self._space.placement(chosen)))
         attributes = trial.user_attrs
         self._running.add(trial.number)
-        return Task(trial.number, Placement.parse(attributes[PLACEMENT]), attributes.get("reference"))
+        placement, reference = Placement.parse(attributes[PLACEMENT]), attributes.get("reference")
+        return Task(trial.number, placement, reference, self._epochs_at(trial.number))
+
+    def next_epochs(self) -> int | None:
+        """Return how long the next trial is to be trained, if other than usual."""
+        return self._epochs_at(len(self._all()))
+
+    def _epochs_at(self, position: int) -> int | None:
+        return self._long_epochs if self._long_number(position) is not None else None
+
+    def _long_number(self, position: int) -> int | None:
+        """Return the how manieth long trial is at a position, from 0; None if the one there is brief."""
+        after, odd = divmod(position - len(self._references), 2)
+        return after if self._long_epochs and odd and after >= 0 else None
 
     def complete(self, record: TrialRecord) -> None:
         """Store a finished trial under its position."""

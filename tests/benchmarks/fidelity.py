@@ -126,7 +126,10 @@ class Bench:
             usual = {"batch_size": BATCH, "learning_rate": PEAK, "seed": job.seed, "precision": pick_precision(cpu)}
             protocol = Protocol(**{**usual, **PROTOCOLS[job.protocol]})
             branch = make_branch(PLAIN, protocol, self.data, cpu) if protocol.start == "branch" else None
-            self.evaluators = {key: Evaluator(PLAIN, protocol, self.data, cpu, branch=branch), **self.evaluators}
+            self.evaluators = {
+                key: Evaluator(PLAIN, protocol, self.data, cpu, branches={protocol.epochs: branch} if branch else None),
+                **self.evaluators,
+            }
         began = time.process_time()
         record = self.evaluators[key].evaluate(Task(0, Placement.parse(job.placement), None), lambda _: None)
         if record.state != "COMPLETE":
