@@ -27,7 +27,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -36,11 +36,14 @@ import pandas as pd
 import scipy
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from scipy.linalg import cho_solve
 from scipy.stats import wilcoxon
 
 from placesearch.models.blocks import hidden_channels
-from placesearch.placement import BlockSetting
+from placesearch.placement import BlockSetting, Placement
+from placesearch.search.effects import Evidence, Model, Score, Vocabulary
+from placesearch.search.findings import REACH
+from placesearch.search.samplers import LAG
+from placesearch.search.suggesting import Suggester
 
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
 SCORES = REPORTS / "search.csv"
@@ -537,6 +540,45 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 
+def our_strategy(*, long: bool = True) -> Strategy:
+    """Let placesearch suggest, as in a study: it never goes by the last scores, which workers might still be at.
+
+    Args:
+        long: Whether every other trial is long where there are two fidelities, first the references once more.
+    """
+
+    def start(space: Space, seed: int) -> Ask:
+        settings = {site: [None, *SETTINGS] for site in space.sites}
+        suggester = Suggester(settings, [list(space.params.astype(float))])
+        known: list[tuple[Placement, list[float]]] = []
+
+        def ask(history: Sequence[Trial]) -> tuple[Choices, str]:
+            for trial in history[len(known) :]:
+                cost = float(space.cost(space.matrix([trial.choices]))[0])
+                known.append((placement_of(trial.choices), [cost]))
+            at, odd = divmod(len(history) - len(space.references()), 2)
+            fidelity = "long" if long and odd and len(space.units) > 1 else space.cheapest
+            if fidelity != space.cheapest and at < len(space.references()):
+                return space.references()[at], fidelity
+            seen = max(0, len(history) - LAG)
+            scores = [
+                Score(placement, trial.score, brief=trial.fidelity == "brief" and long)
+                for (placement, _), trial in zip(known[:seen], history, strict=False)
+            ]
+            random = np.random.default_rng((seed, len(history)))
+            placement = suggester.suggest(scores, dict(known), random)
+            return {site: str(placement.get(site, "none")) for site in space.sites}, fidelity
+
+        return ask
+
+    return start
+
+
+def placement_of(choices: Choices) -> Placement:
+    """Turn texts into a placement."""
+    return Placement({site: BlockSetting.parse(text) for site, text in choices.items() if text != "none"})
+
+
 @dataclass(frozen=True)
 class Plan:
     """A strategy and where it is run.
@@ -564,6 +606,8 @@ SEEDS = 20
 BUDGETS = (50, 100, 200, 300)
 SLOW = {"seeds": {50: 6}, "why": "a suggestion takes too long at many sites"}
 STRATEGIES: dict[str, Plan] = {
+    "additive": Plan(our_strategy()),
+    "additive-brief": Plan(our_strategy(long=False), plain_landscapes=False),
     "random": Plan(optuna_strategy(SAMPLERS["random"])),
     "random-long": Plan(optuna_strategy(SAMPLERS["random"], "long"), "long", plain_landscapes=False),
     "nsga2": Plan(optuna_strategy(SAMPLERS["nsga2"])),
@@ -582,7 +626,7 @@ STRATEGIES: dict[str, Plan] = {
         brief_landscapes=False,
     ),
 }
-"""All strategies. One of our own is a line more."""
+"""All strategies."""
 
 
 # ---------------------------------------------------------------- recommendations: what a study says in the end
@@ -623,47 +667,15 @@ def observed(history: Sequence[Trial], space: Space) -> Estimates:
     )
 
 
-SHARES = (0.03, 0.1, 0.3, 1.0, 3.0)
-"""Prior variance of the effects by site, in units of the noise variance: what the likelihood may choose from."""
-
-COMMON, SMALL = (0.0, 0.3, 1.0), (0.05, 0.3)
-"""Variance of the effects common to all sites, and of reduction and kernel size, in units of that of the sites."""
-
-
 def smoothed(history: Sequence[Trial], space: Space) -> Estimates:
-    """Believe a Bayesian linear model of site, block, number of blocks, reduction and kernel size.
-
-    Its variances are those of the largest marginal likelihood on a small grid. Of two fidelities it uses the long
-    scores if there are any, and takes brief ones for long ones if not.
-    """
-    trials = _comparable(history)
-    matrix = space.matrix([trial.choices for trial in trials])
-    scores = np.array([trial.score for trial in trials])
-    centred = scores - scores.mean()
-    number, sites = matrix.shape
-    blocks = np.eye(3)[BLOCK[matrix]][:, :, 1:]
-    by_site = [blocks.sum(axis=2), blocks.reshape(number, -1)]
-    common = [blocks.sum(axis=1) / np.sqrt(sites)]
-    small = [np.eye(4)[REDUCTION[matrix]][:, :, 1:].reshape(number, -1)]
-    small += [np.eye(3)[KERNEL[matrix]][:, :, 1:].reshape(number, -1)]
-    kernels = [
-        sum(group @ group.T for group in groups) / max(1.0, float(sum((group**2).sum() for group in groups)) / number)
-        for groups in (by_site, common, small)
-    ]
-    best: tuple[float, Any, Any, float] | None = None
-    for share, wide, fine in product(SHARES, COMMON, SMALL):
-        prior = share * (kernels[0] + wide * kernels[1] + fine * kernels[2]) + 100.0  # the level is free
-        factor = np.linalg.cholesky(prior + np.eye(number))
-        weights = cho_solve((factor, True), centred)
-        noise = float(centred @ weights) / number
-        likelihood = -0.5 * number * np.log(max(noise, 1e-12)) - np.log(np.diag(factor)).sum()
-        if best is None or likelihood > best[0]:
-            best = (likelihood, prior, factor, noise)
-    _, prior, factor, noise = best  # type: ignore[misc]
-    values = prior @ cho_solve((factor, True), centred) + scores.mean()
-    variance = noise * (np.diag(prior) - (prior * cho_solve((factor, True), prior)).sum(axis=0))
-    reach = 1.645 * np.sqrt(np.maximum(variance, 0))
-    return Estimates([trial.choices for trial in trials], values, trials[0].fidelity, values - reach, values + reach)
+    """Believe the model of placesearch. Where all scores are brief it takes them for long ones."""
+    scores = [Score(placement_of(trial.choices), trial.score, brief=trial.fidelity == "brief") for trial in history]
+    model = Model(Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores))
+    placements = list(dict.fromkeys(score.placement for score in scores))
+    values, deviation = model.estimate(placements)
+    fidelity = "long" if any(trial.fidelity == "long" for trial in history) else "brief"
+    choices = [{site: str(placement.get(site, "none")) for site in space.sites} for placement in placements]
+    return Estimates(choices, values, fidelity, values - REACH * deviation, values + REACH * deviation)
 
 
 RECOMMENDATIONS: dict[str, Recommendation] = {"observed": observed, "smoothed": smoothed}
