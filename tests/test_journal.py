@@ -1,10 +1,11 @@
 import json
+from contextlib import suppress
 
 import optuna
 import pytest
 
 from placesearch.errors import StudyError
-from placesearch.search.journal import open_journal
+from placesearch.search.journal import at_once, open_journal
 
 GOOD = '{"op_code":0,"worker_id":"w","study_name":"s","directions":[1]}\n'
 
@@ -74,3 +75,57 @@ def test_damage_before_the_last_line_is_refused_and_left_as_it_is(tmp_path, dama
     with pytest.raises(StudyError, match="line 2"):
         open_journal(path)
     assert path.read_bytes() == before
+
+
+def studied(path):
+    return optuna.create_study(storage=open_journal(path), study_name="s", load_if_exists=True)
+
+
+def test_what_is_stored_at_once_is_written_in_one_piece_and_read_back(tmp_path):
+    path = tmp_path / "journal.log"
+    study = studied(path)
+    for number in range(3):
+        before = path.read_bytes()
+        with at_once(study._storage):
+            trial = study.ask()
+            trial.suggest_categorical("a", ("x", "y"))
+            trial.set_user_attr("n", number)
+            assert trial.user_attrs["n"] == number  # what was stored can be read in the block
+            study.tell(trial, float(number))
+            assert path.read_bytes() == before
+        assert path.read_bytes().startswith(before)
+    study.ask()  # and on without a block
+    assert [trial.value for trial in study.get_trials()] == [0.0, 1.0, 2.0, None]
+    again = studied(path)
+    assert [trial.user_attrs.get("n") for trial in again.get_trials()] == [0, 1, 2, None]
+
+
+def test_others_may_write_between_two_blocks(tmp_path):
+    one, two = (studied(tmp_path / "journal.log") for _ in range(2))
+    for number in range(6):
+        study = (one, two)[number % 2]
+        with at_once(study._storage):
+            study.tell(study.ask(), float(number))
+    for study in (one, two):
+        assert [trial.value for trial in study.get_trials()] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_piece_that_was_torn_by_a_kill_leaves_a_study_that_goes_on(tmp_path):
+    path = tmp_path / "journal.log"
+    study = studied(path)
+    with at_once(study._storage):
+        study.tell(study.ask(), 1.0)
+    whole = path.read_bytes()
+    for length in range(len(whole) - 80, len(whole)):
+        path.write_bytes(whole[:length])
+        again = studied(path)
+        again.tell(again.ask(), 2.0)
+        assert [trial.value for trial in studied(path).get_trials()][-1] == 2.0
+
+
+def test_what_was_stored_before_an_error_in_the_block_is_kept(tmp_path):
+    study = studied(tmp_path / "journal.log")
+    with suppress(KeyError), at_once(study._storage):
+        study.tell(study.ask(), 1.0)
+        raise KeyError
+    assert [trial.value for trial in studied(tmp_path / "journal.log").get_trials()] == [1.0]

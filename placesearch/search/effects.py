@@ -92,6 +92,7 @@ class Vocabulary:
     def __init__(self, choices: Mapping[str, Sequence[BlockSetting]]) -> None:
         self.choices = {site: tuple(settings) for site, settings in choices.items()}
         self._columns: dict[str, dict[tuple[object, ...], int]] = {group: {} for group in _SUMS}
+        self._known: dict[Placement, dict[str, Array]] = {}
         for site, settings in self.choices.items():
             for setting in settings:
                 for group, keys in _keys(site, setting):
@@ -106,13 +107,21 @@ class Vocabulary:
 
     def rows(self, placements: Sequence[Placement]) -> dict[str, Array]:
         """Count the effects in placements: one matrix (placements, effects) for each group."""
-        rows = {group: np.zeros((len(placements), len(of_group))) for group, of_group in self._columns.items()}
-        for index, placement in enumerate(placements):
+        known = [self._row(placement) for placement in placements]
+        return {
+            group: np.array([row[group] for row in known]).reshape(len(known), len(of_group))
+            for group, of_group in self._columns.items()
+        }
+
+    def _row(self, placement: Placement) -> dict[str, Array]:
+        if placement not in self._known:
+            row = {group: np.zeros(len(of_group)) for group, of_group in self._columns.items()}
             for site, setting in placement.items():
                 for group, keys in _keys(site, setting):
                     for key in keys:
-                        rows[group][index, self._columns[group][key]] += 1
-        return rows
+                        row[group][self._columns[group][key]] += 1
+            self._known[placement] = row
+        return self._known[placement]
 
 
 def _keys(site: str, setting: BlockSetting) -> list[tuple[str, list[tuple[object, ...]]]]:

@@ -2,11 +2,15 @@
 
 import json
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file
 
 from placesearch.errors import StudyError
 
@@ -25,6 +29,57 @@ class _SystemLock(JournalFileOpenLock):
         self._lock.release()
 
 
+class _GatheringBackend(JournalFileBackend):
+    """A journal file that can write many records in one go; Optuna's own syncs the disk after each parameter."""
+
+    _gathered: list[dict[str, Any]] | None = None
+    _base = 0
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        if self._gathered is None:
+            yield from super().read_logs(log_number_from)
+            return
+        if self._base < 0:
+            self._base = log_number_from
+        yield from self._gathered[log_number_from - self._base :]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self._gathered is None:
+            super().append_logs(logs)
+        else:
+            self._gathered += json.loads(json.dumps(logs))  # as they will be read
+
+    def gather(self) -> None:
+        """Keep records back from now on."""
+        self._gathered, self._base = [], -1
+
+    def flush(self) -> None:
+        """Write what was kept back, and remember where in the file it is."""
+        gathered, self._gathered = self._gathered or [], None
+        if not gathered:
+            return
+        super().append_logs(gathered)
+        for number, log in enumerate(gathered, self._base):
+            length = len(json.dumps(log, separators=(",", ":")).encode()) + 1
+            self._log_number_offset[number + 1] = self._log_number_offset[number] + length
+
+
+@contextmanager
+def at_once(storage: BaseStorage) -> Iterator[None]:
+    """Write all that is stored in the block as one piece, when it ends; other writers to a journal wait so long."""
+    backend = getattr(storage, "_backend", None)
+    if not isinstance(backend, _GatheringBackend):
+        yield
+        return
+    with get_lock_file(backend._lock):
+        storage.get_all_studies()  # reads what others wrote
+        backend.gather()
+        try:
+            yield
+        finally:
+            backend.flush()
+
+
 def open_journal(path: Path) -> JournalStorage:
     """Open a journal as Optuna storage, cutting off a last line that was torn by a kill or a full disk.
 
@@ -40,7 +95,7 @@ def open_journal(path: Path) -> JournalStorage:
             _mend(path)
     finally:
         lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return JournalStorage(_GatheringBackend(str(path), lock_obj=lock))
 
 
 def _mend(path: Path) -> None:

@@ -130,11 +130,12 @@ class Proposer:
         price = np.zeros(len(found))
         if len(found) > 1 and np.ptp(cost) > 0:
             price = np.maximum(np.gradient(accuracy, cost + 1e-12 * np.arange(len(cost))), 0.0)
-        better = found.copy()
+        better, blocks = found.copy(), values.blocks(found)
         for _ in range(SWEEPS):
             for site, of_site in enumerate(costs):
-                gains = values.at_site(better, site) - price[:, None] * of_site[None, :]
+                gains = values.at_site(blocks, site) - price[:, None] * of_site[None, :]
                 better[:, site] = gains.argmax(1)
+                values.put(blocks, site, better[:, site])
         return better
 
     def _changes(self, chosen: Choice) -> Choice:
@@ -195,22 +196,29 @@ class _Values:
 
     def of(self, chosen: Choice) -> Array:
         """Return the accuracy of each row of choices."""
-        blocks = self._blocks(chosen)
+        blocks = self.blocks(chosen)
         return np.asarray(self._level + _total(self.added, chosen) + ((blocks @ self._pairs) * blocks).sum(1) / 2)
 
-    def at_site(self, chosen: Choice, site: int) -> Array:
-        """Return what each choice at a site adds, given the others of each row: (rows, choices)."""
+    def at_site(self, blocks: Array, site: int) -> Array:
+        """Return what each choice at a site adds, given the blocks of each row: (rows, choices)."""
         column = self._column[site]
-        beside = self._blocks(chosen) @ self._pairs[:, column.clip(0)]  # blocks of one site are no pair
+        beside = blocks @ self._pairs[:, column.clip(0)]  # blocks of one site are no pair
         return self.added[site][None, :] + np.where(column[None, :] < 0, 0.0, beside)
 
-    def _blocks(self, chosen: Choice) -> Array:
+    def blocks(self, chosen: Choice) -> Array:
+        """Return which block stands where in each row of choices: (rows, effects of the group `site block`)."""
         blocks = np.zeros((len(chosen), len(self._pairs)))
-        for site, column in enumerate(self._column):
-            of_site = column[chosen[:, site]]
-            there = np.flatnonzero(of_site >= 0)
-            blocks[there, of_site[there]] = 1.0
+        for site in range(len(self._column)):
+            self.put(blocks, site, chosen[:, site])
         return blocks
+
+    def put(self, blocks: Array, site: int, chosen: Choice) -> None:
+        """Change which block stands at a site."""
+        column = self._column[site]
+        of_site = column[chosen]
+        blocks[:, column[column >= 0]] = 0.0
+        there = np.flatnonzero(of_site >= 0)
+        blocks[there, of_site[there]] = 1.0
 
 
 def _total(of_sites: Sequence[Array], chosen: Choice) -> Array:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from placesearch.errors import StudyError
 from placesearch.placement import Placement
 from placesearch.records import DIRECTIONS, Task, TrialRecord
-from placesearch.search.journal import open_journal
+from placesearch.search.journal import at_once, open_journal
 from placesearch.search.samplers import LAG, PLACEMENT, make_sampler
 from placesearch.search.space import Added, SearchSpace
 
@@ -90,11 +90,15 @@ class Trials:
         return bool(self._running) and min(self._running) < len(self._all()) - LAG
 
     def ask(self) -> Task | None:
-        """Return the next trial to run, None if every placement of the space was tried.
+        """Return the next trial to run, None if every placement of the space was tried; it is stored as a whole.
 
         First come trials that were begun and lost, then the references, then suggestions of the sampler. One process
         at a time may ask. Ask only while not `must_wait()`.
         """
+        with at_once(self._study._storage):
+            return self._ask()
+
+    def _ask(self) -> Task | None:
         trials = self._all()
         lost = next((t for t in trials if t.state == TrialState.RUNNING and t.number not in self._running), None)
         if lost is not None:
@@ -132,7 +136,12 @@ class Trials:
         return after if self._long_epochs and odd and after >= 0 else None
 
     def complete(self, record: TrialRecord) -> None:
-        """Store a finished trial under its position."""
+        """Store a finished trial under its position, whole or not at all."""
+        with at_once(self._study._storage):
+            self._complete(record)
+        self._running.discard(record.trial)
+
+    def _complete(self, record: TrialRecord) -> None:
         trial = optuna.trial.Trial(self._study, self._all()[record.trial]._trial_id)
         for name in _MEASURED:
             value = getattr(record, name)
@@ -142,7 +151,6 @@ class Trials:
             self._study.tell(trial, [record.value(name) for name in self._objectives])
         else:
             self._study.tell(trial, state=TrialState[record.state])
-        self._running.discard(record.trial)
 
     def _all(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
