@@ -33,7 +33,7 @@ from placesearch.models.backbones import load_backbone
 from placesearch.models.insertion import insert
 from placesearch.models.sites import every_site
 from placesearch.records import TrialEnded
-from placesearch.search.space import make_space
+from placesearch.search.space import make_space, reference_placements
 from placesearch.training.loop import pick_precision
 
 BATCH, SIDE = 128, 32
@@ -51,7 +51,7 @@ class Case:
     our_trials: int
 
 
-CASES = [Case("original", 4000, 2, 3, 3, 8), Case("small", 1000, 1, 3, 3, 6)]
+CASES = [Case("original", 4000, 2, 3, 7, 9), Case("small", 640, 1, 3, 7, 9)]
 REPORT = Path(__file__).resolve().parents[2] / "reports" / "benchmarks" / "candidates_an_hour.md"
 
 
@@ -75,6 +75,7 @@ def recipe(case: Case, folder: Path, workplace: Path, seed: int) -> tuple[float,
     plain = load_backbone("resnet18", 10, case.stem)
     sites = every_site(plain, (3, SIDE, SIDE))
     space = make_space([s for s in sites if "residual" in s.kinds], ["se", "cbam"], [4, 8, 16], [3, 7])
+    references = list(reference_placements(sites).values())
     as_tensor = torchvision.transforms.ToTensor()
     train, valid = (torchvision.datasets.ImageFolder(str(folder / name), as_tensor) for name in ("train", "val"))
     ends: list[float] = []
@@ -82,7 +83,9 @@ def recipe(case: Case, folder: Path, workplace: Path, seed: int) -> tuple[float,
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         chosen = {site: trial.suggest_categorical(site, texts) for site, texts in space.choices.items()}
-        model = insert(load_backbone("resnet18", 10, case.stem), space.placement(chosen), sites=sites)
+        same = trial.number < len(references)  # as in a study, so that both train the same networks
+        placement = references[trial.number] if same else space.placement(chosen)
+        model = insert(load_backbone("resnet18", 10, case.stem), placement, sites=sites)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         spent.append(0.0)
         for _ in range(case.epochs):
@@ -125,6 +128,7 @@ def ours(case: Case, folder: Path, seed: int) -> tuple[float, float]:
         name=f"ours-{case.stem}-{seed}",
         trials=case.our_trials,
         epochs=case.epochs,
+        long_epochs=0,
         batch_size=BATCH,
         input_size=SIDE,
         seed=seed,
@@ -180,7 +184,8 @@ def main() -> None:
         "A study against the recipe of Optuna's multi-objective PyTorch example. ResNet-18 at "
         f"{SIDE}x{SIDE}, CIFAR-10 (a JPEG copy) as an image folder, batch {BATCH}. {platform.machine()}, "
         f"{len(os.sched_getaffinity(0))} cores; ours in {pick_precision(torch.device('cpu'))}, the recipe in fp32; "
-        f"torch {torch.__version__}, optuna {optuna.__version__}. In turns, start-up left out. A share is the part of "
+        f"torch {torch.__version__}, optuna {optuna.__version__}. In turns, start-up left out; both train the references of a study, in the "
+        "same order. A share is the part of "
         "the time in forward, backward and step; for ours of all workers' time, augmentation included, which takes 1 "
         "to 2 % of a step ([measured](training_loop.md)). Made by `python tests/benchmarks/candidates_an_hour.py`.",
         "",

@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         os.chdir(made)
         part_of(source, Path(made) / "images")
-        cifar = {"data": "images", "epochs": 2, "batch_size": 128, "input_size": 32, "trials": 10}
+        cifar = {"data": "images", "epochs": 2, "long_epochs": 0, "batch_size": 128, "input_size": 32, "trials": 10}
         seen = [shares(backbone="resnet18", **limit), shares(backbone="resnet18", **{**cifar, **limit})]
         os.chdir("/")
     names = list(seen[0][0])
