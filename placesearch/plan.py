@@ -5,7 +5,7 @@ import platform
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +70,7 @@ class Plan:
         references: Placements that are evaluated first, by name.
         prices: What placements cost.
         notes: What is worth knowing about costs and budgets, in sentences.
+        limits: The most that a candidate may cost, by the name of the cost.
     """
 
     definition: Definition
@@ -77,6 +78,7 @@ class Plan:
     references: dict[str, Placement]
     prices: "Prices"
     notes: tuple[str, ...]
+    limits: dict[str, float] = field(default_factory=dict)
 
     def with_splits(self, splits: dict[str, int]) -> Self:
         """Return the plan with the number of images in each split, known once the data are loaded."""
@@ -155,7 +157,9 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         raise InputError(
             f"--long-epochs {config.long_epochs} is no longer than the {filled['epochs']} epochs of others"
         )
-    if config.trials is None and config.timeout is None:
+    if config.until and config.sampler != "additive":
+        raise InputError(f"--until settled needs the sampler 'additive'; {config.sampler} has no model of the front")
+    if config.trials is None and config.timeout is None and config.until is None:
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)
     input_size = (3, side, side)
@@ -208,10 +212,12 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         latencies, kept = _latencies(backbone, input_size, every, space, settings, device, protocol, stored)
         definition = replace(definition, latencies=kept)
     prices = Prices(table, latencies)
-    space, references, notes = _within_budget(config, space, references, prices)
+    limits = _limits(config, prices)
+    space, references, notes = _within_budget(config, limits, space, references, prices)
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
-    return Plan(definition, space, references, prices, (*notes, *_flat_axes(config, space, prices)))
+    notes += _flat_axes(config, space, prices)
+    return Plan(definition, space, references, prices, tuple(notes), limits)
 
 
 def _settings(space: SearchSpace, references: dict[str, Placement]) -> dict[str, list[BlockSetting]]:
@@ -298,18 +304,27 @@ class Prices:
         return self.plain(name) + sum(self.added(name, site, setting) for site, setting in placement.items())
 
 
+def _limits(config: StudyConfig, prices: Prices) -> dict[str, float]:
+    """Return the most that a candidate may cost, by the name of the cost."""
+    given = {name: getattr(config, f"max_{name.removesuffix('_ms')}") for name in (*COUNTED, "latency_ms")}
+    return {name: limit_of(text, prices.plain(name)) for name, text in given.items() if text is not None}
+
+
 def _within_budget(
-    config: StudyConfig, space: SearchSpace, references: dict[str, Placement], prices: Prices
+    config: StudyConfig,
+    limits: dict[str, float],
+    space: SearchSpace,
+    references: dict[str, Placement],
+    prices: Prices,
 ) -> tuple[SearchSpace, dict[str, Placement], list[str]]:
     """Leave out what the budget forbids, and say what that is."""
-    given = {name: getattr(config, f"max_{name.removesuffix('_ms')}") for name in (*COUNTED, "latency_ms")}
-    limits = {name: limit_of(text, prices.plain(name)) for name, text in given.items() if text is not None}
     if not limits:
         return space, references, []
     digits = {name: ".4g" if name == "latency_ms" else ",.10g" for name in limits}
     for name, limit in limits.items():
         if prices.plain(name) > limit:
-            option = f"--max-{name.removesuffix('_ms').replace('_', '-')} {given[name]}"
+            field_name = f"max_{name.removesuffix('_ms')}"
+            option = f"--{field_name.replace('_', '-')} {getattr(config, field_name)}"
             plain = f"{prices.plain(name):{digits[name]}} {name}"
             raise InputError(f"{config.backbone} has {plain} without any block, more than {option}")
     room = [limit - prices.plain(name) for name, limit in limits.items()]

@@ -85,6 +85,7 @@ class TrialRecord:
         train_memory_mb: Peak memory on the GPU in training, in MiB.
         inference_memory_mb: Peak memory on the GPU in validation, in MiB.
         correct: For each validation image whether it was classified correctly, base64 of bits, the first one highest.
+        curve: Validation accuracies on the way, as the user's own evaluation returned them.
         factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
     """
 
@@ -115,6 +116,7 @@ class TrialRecord:
     inference_memory_mb: float | None = None
     correct: str | None = None
     factors: Mapping[str, float] | None = None
+    curve: tuple[float, ...] | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Return the values of these objectives, each turned so that smaller is better.

@@ -199,6 +199,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             config.seed,
             lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
             config.long_epochs or None,
+            plan.limits,
         )
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
@@ -328,6 +329,8 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
         ended = ""
         while len(running) < evaluators.size and not (ended or trials.must_wait()):
             ended = _limit(config, records, len(running), began, trials.next_epochs() or epochs)
+            if not ended and config.until and trials.is_settled():
+                ended = "the front has settled"
             if ended:
                 break
             with _interrupts_held():

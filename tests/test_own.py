@@ -60,6 +60,8 @@ def test_nothing_is_built_before_it_is_asked_for(workplace, monkeypatch):
         (1.5, "accuracy 1.5; expected a number within 0..1"),
         (float("nan"), "accuracy nan"),
         ({"accuracy": 0.5, "loss": float("inf")}, "loss inf"),
+        ({"accuracy": 0.5, "curve": [0.1, 7]}, "curve with 7.0; expected a number within 0..1"),
+        ({"accuracy": 0.5, "curve": 3}, "curve 3, which is no list of numbers"),
         (ValueError("a\nreason"), "ValueError: a reason"),
     ],
 )
@@ -81,6 +83,11 @@ def test_a_tensor_is_a_number_too(workplace):
     assert (
         ps.run(own(trials=1), evaluate=lambda _: torch.tensor(0.25, requires_grad=True)).records[0].val_accuracy == 0.25
     )
+
+
+def test_a_curve_is_kept_with_its_trial(workplace):
+    study = ps.run(own(trials=2), evaluate=lambda _: {"accuracy": 0.5, "curve": [0.25, torch.tensor(0.5)]})
+    assert [record.curve for record in study.records] == [(0.25, 0.5)] * 2
 
 
 def test_it_starts_from_weights_if_there_are_any(workplace):

@@ -89,3 +89,19 @@ def test_several_costs_and_none_at_all_are_both_fine():
     for costs in ([], [COSTS, COSTS[::-1]]):
         found = Proposer(CHOICES, costs).propose(effects(0, 0.1), {Placement(): (0.0, [0.0] * len(costs))}, random)
         assert found in EVERY
+
+
+def test_what_was_reached_is_the_share_of_the_best_area():
+    """Against all 256 placements; the best front itself has reached everything, plain alone nothing."""
+    dearest = BEYOND * sum(c.max() for c in COSTS)
+    for seed in range(4):
+        drawn = effects(seed, 1e-9)
+        points = [(cost(p), float(drawn.of([p])[0])) for p in EVERY]
+        plain = points[EVERY.index(Placement())]
+        whole = area(points, plain[1], dearest)
+        members = {EVERY[i]: (cost(EVERY[i]),) for i in np.random.default_rng(seed).integers(0, len(EVERY), 5)}
+        own = area([plain, *((c[0], float(drawn.of([p])[0])) for p, c in members.items())], plain[1], dearest)
+        proposer, random = Proposer(CHOICES, [COSTS]), np.random.default_rng(0)
+        assert proposer.reached(drawn, members, random) == pytest.approx(own / whole)
+        assert proposer.reached(drawn, {Placement(): (0.0,)}, random) == 0
+        assert proposer.reached(drawn, {p: (cost(p),) for p in EVERY}, random) == pytest.approx(1)

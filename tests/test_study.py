@@ -11,6 +11,7 @@ import placesearch as ps
 from placesearch.errors import InputError, StudyError
 from placesearch.models.backbones import load_backbone
 from placesearch.records import StepEnded, StudyBegan, Told, TrialBegan, TrialEnded
+from placesearch.search import samplers
 
 
 def config(**changes):
@@ -355,3 +356,14 @@ def test_long_trainings_are_longer_and_need_our_sampler(workplace):
         ps.run(config(long_epochs=1))
     with pytest.raises(InputError, match="needs the sampler 'additive'"):
         ps.run(config(long_epochs=4, sampler="tpe"))
+
+
+def test_a_study_can_end_when_its_front_has_settled(workplace, monkeypatch):
+    monkeypatch.setattr(samplers, "SETTLED", 0.0)
+    study = ps.run(config(trials=60, until="settled"))
+    assert study.ended == "the front has settled"
+    assert len(study.records) == 30  # the first multiple of ten with twenty scores before the last seven
+    more = ps.run(config(trials=32))
+    assert len(more.records) == 32
+    with pytest.raises(InputError, match="needs the sampler 'additive'"):
+        ps.run(config(name="t", until="settled", sampler="random"))

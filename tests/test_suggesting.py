@@ -62,3 +62,13 @@ def test_variances_are_estimated_less_and_less_often():
     times = sorted({last_estimate(size) for size in range(2, 1001)})
     assert all(last_estimate(size) <= size for size in range(2, 1001))
     assert len(times) < 40
+
+
+def test_the_front_settles_as_scores_come_in_and_later_with_more_noise():
+    reached = []
+    for noise in (0.001, 0.02):
+        suggester, scores = run(60, noise, 1)
+        costs = {score.placement: cost(score.placement) for score in scores}
+        reached.append([suggester.reached(scores[:size], costs, 0) for size in (10, 60)])
+    assert reached[0][0] < reached[0][1]
+    assert reached[0][1] > 0.9 > reached[1][1]

@@ -239,3 +239,36 @@ def test_a_long_trial_that_was_lost_comes_back_as_a_long_one(tmp_path):
             trials.complete(finished(trials.ask()))
         asked = trials.ask()
         assert (asked.trial, asked.epochs, asked.reference) == (4, 4, "plain")
+
+
+def test_limits_are_constraints_that_optuna_understands(tmp_path):
+    trials = Trials(tmp_path / "journal.log", "s", OBJECTIVES)
+    trials.begin(SPACE, REFERENCES, "tpe", 0, added, None, {"macs": 20.0, "params": 1000.0})
+    go_on(trials, 5)
+    for trial, record in zip(trials._all(), trials.records(), strict=True):
+        assert trial.constraints == {"macs": record.macs - 20.0, "params": record.params - 1000.0}
+
+
+def test_a_front_settles_at_the_same_trial_however_many_run_at_a_time(tmp_path):
+    """Nothing but two blocks matters, and there is hardly any noise."""
+
+    def scored(asked):
+        good = asked.placement.get("a") is not None and asked.placement["a"].block == "se"
+        tiny = derived_seed(asked.trial) / 2**32
+        return replace(finished(asked), val_accuracy=0.5 + 0.3 * good + 0.001 * tiny)
+
+    ends = []
+    for at_a_time in (1, 6):
+        folder = tmp_path / str(at_a_time)
+        folder.mkdir()
+        trials, running = opened(folder, "additive"), []
+        while True:
+            while len(running) < at_a_time and not trials.must_wait() and not trials.is_settled():
+                running.append(trials.ask())
+            if not running:
+                break
+            trials.complete(scored(running.pop()))
+        ends.append(len(trials.records()))
+    assert ends[0] == ends[1]
+    assert 20 < ends[0] < 100
+    assert not opened(tmp_path / "1", "tpe").is_settled()

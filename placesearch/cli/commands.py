@@ -33,6 +33,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "name": ("NAME", "Name of the study.  [default: BACKBONE-DATA]"),
     "trials": ("N", "Trials the study is to have, those of earlier runs included."),
     "timeout": ("TIME", "Longest time of this run, such as 90s, 10m or 2h."),
+    "until": ("settled", "End when the model expects that little is left to win; other limits hold too."),
     "epochs": ("N", "Passes over the training split for each candidate."),
     "long_epochs": ("N", "The same for every other candidate, of which estimates then speak; 0 for none."),
     "batch_size": ("N", "Images a training step."),

@@ -55,7 +55,10 @@ class Candidate:
 
 
 Evaluate = Callable[[Candidate], float | Mapping[str, Any]]
-"""Returns an accuracy, or a mapping with `accuracy` and perhaps `loss`. Accuracy is within 0..1, up is better."""
+"""Returns an accuracy, or a mapping with `accuracy` and perhaps `loss` and `curve`, the accuracies on the way.
+
+Accuracies are within 0..1, up is better.
+"""
 
 
 class OwnEvaluator:
@@ -94,30 +97,40 @@ class OwnEvaluator:
             checkpoint=self._checkpoint,
         )
         torch.manual_seed(self._protocol.seed)
-        accuracy, loss = _scores(self._evaluate(candidate))
-        spent = time.perf_counter() - began
-        measured |= {"val_accuracy": accuracy, "val_loss": loss, "training_seconds": spent}
+        scores = _scores(self._evaluate(candidate))
+        measured |= {**scores, "training_seconds": time.perf_counter() - began}
 
 
-def _scores(returned: Any) -> tuple[float, float | None]:
-    """Check what the function returned."""
+def _scores(returned: Any) -> dict[str, Any]:
+    """Check what the function returned; return it by the names of `TrialRecord`."""
     given = returned if isinstance(returned, Mapping) else {"accuracy": returned}
-    values: dict[str, float | None] = {"accuracy": None, "loss": None}
-    for name in values:
-        value = given.get(name)
-        if value is None:
-            continue
-        try:
-            values[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
-        except (TypeError, ValueError, RuntimeError):
-            raise TrainingError(f"the evaluation returned {name} {value!r:.80}, which is no number") from None
-    accuracy, loss = values["accuracy"], values["loss"]
-    if accuracy is None or not 0 <= accuracy <= 1:
-        got = "no accuracy" if accuracy is None else f"accuracy {accuracy}"
-        raise TrainingError(f"the evaluation returned {got}; expected a number within 0..1, up is better")
+    if given.get("accuracy") is None:
+        raise TrainingError("the evaluation returned no accuracy; expected a number within 0..1, up is better")
+    loss = None if given.get("loss") is None else _number("loss", given["loss"])
     if loss is not None and not math.isfinite(loss):
         raise TrainingError(f"the evaluation returned loss {loss}")
-    return accuracy, loss
+    curve = given.get("curve")
+    if curve is not None:
+        try:
+            curve = tuple(curve)
+        except TypeError:
+            raise TrainingError(f"the evaluation returned curve {curve!r:.80}, which is no list of numbers") from None
+        curve = tuple(_accuracy("curve with", value) for value in curve)
+    return {"val_accuracy": _accuracy("accuracy", given["accuracy"]), "val_loss": loss, "curve": curve or None}
+
+
+def _accuracy(name: str, value: Any) -> float:
+    accuracy = _number(name, value)
+    if not 0 <= accuracy <= 1:
+        raise TrainingError(f"the evaluation returned {name} {accuracy}; expected a number within 0..1, up is better")
+    return accuracy
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TrainingError(f"the evaluation returned {name} {value!r:.80}, which is no number") from None
 
 
 def name_of(evaluate: Evaluate | str) -> str:

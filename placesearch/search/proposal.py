@@ -72,19 +72,12 @@ class Proposer:
             tried: For each placement that was tried its accuracy under these effects, and its costs.
             random: Random numbers. A space in which all placements were tried never ends.
         """
-        weights = random.dirichlet(np.ones(len(self._ranges))) / self._ranges if len(self._ranges) else np.zeros(0)
-        costs = [
-            np.asarray(
-                sum((weight * of[site] for weight, of in zip(weights, self._added, strict=True)), np.zeros(len(c)))
-            )
-            for site, c in enumerate(self.choices)
-        ]
+        weights = self._weights(random)
+        costs = self._weighed(weights)
         values = _Values(self.sites, self.choices, effects)
-        found = self._best_at_each_cost(values, costs)
-        found = np.unique(np.concatenate([found, self._improved(values, costs, found)]), axis=0)
-        seen = np.array([[float(np.dot(weights, of_costs)), value] for value, of_costs in tried.values()]).reshape(
-            -1, 2
-        )
+        found = self._best(values, costs)
+        seen = np.array([[float(np.dot(weights, of_costs)), value] for value, of_costs in tried.values()])
+        seen = seen.reshape(-1, 2)
         end = BEYOND * sum(float(of_site.max()) for of_site in costs)
 
         def gains_of(chosen: Choice) -> Array:
@@ -104,6 +97,48 @@ class Proposer:
             if placement not in tried:
                 return placement
         return self.nearby(found, tried, random)
+
+    def reached(
+        self, effects: Effects, members: Mapping[Placement, Sequence[float]], random: np.random.Generator
+    ) -> float:
+        """Return how much of what the best front covers some placements cover, were the effects as given.
+
+        Covered is what lies above the network without blocks and below the cost of the dearest placement.
+
+        Args:
+            effects: Values of the effects.
+            members: Placements and their costs; the network without blocks is added to them.
+            random: Weighs the costs, if there are several.
+
+        Returns:
+            A share of 0..1; 1 where nothing can be won.
+        """
+        weights = self._weights(random)
+        costs = self._weighed(weights)
+        values = _Values(self.sites, self.choices, effects)
+        end = BEYOND * sum(float(of_site.max()) for of_site in costs)
+        found = self._best(values, costs)
+        found = found[self._fits(found)]
+        plain = np.array([[0.0, float(effects.of([Placement()])[0])]])
+        own = np.array([float(np.dot(weights, of_costs)) for of_costs in members.values()])
+        seen = np.concatenate([plain, np.column_stack([own, effects.of(list(members))])])
+        best = np.concatenate([seen, np.column_stack([_total(costs, found), values.of(found)])])
+        most = _covered(best, end, plain[0, 1])
+        return _covered(seen, end, plain[0, 1]) / most if most > 0 else 1.0
+
+    def _weights(self, random: np.random.Generator) -> Array:
+        return random.dirichlet(np.ones(len(self._ranges))) / self._ranges if len(self._ranges) else np.zeros(0)
+
+    def _weighed(self, weights: Array) -> list[Array]:
+        """Return what each choice adds to the weighed sum of the costs, by site."""
+        return [
+            np.asarray(sum((w * of[site] for w, of in zip(weights, self._added, strict=True)), np.zeros(len(settings))))
+            for site, settings in enumerate(self.choices)
+        ]
+
+    def _best(self, values: "_Values", costs: Sequence[Array]) -> Choice:
+        found = self._best_at_each_cost(values, costs)
+        return np.unique(np.concatenate([found, self._improved(values, costs, found)]), axis=0)
 
     def _best_at_each_cost(self, values: "_Values", costs: Sequence[Array]) -> Choice:
         """Return the choices with the highest sum of effects at each step of cost, pairs left out."""
@@ -224,6 +259,13 @@ class _Values:
 def _total(of_sites: Sequence[Array], chosen: Choice) -> Array:
     """Sum over sites what the choices of each row have."""
     return np.asarray(sum((of_site[chosen[:, site]] for site, of_site in enumerate(of_sites)), np.zeros(len(chosen))))
+
+
+def _covered(points: Array, end: float, floor: float) -> float:
+    """Return the area in a plane of cost and value that points cover above a value and up to a cost."""
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    heights = np.maximum.accumulate(np.maximum(points[:, 1] - floor, 0.0))
+    return float((heights * np.diff(np.append(points[:, 0], end))).sum())
 
 
 def _gains(seen: Array, points: Array, end: float) -> Array:

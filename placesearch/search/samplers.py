@@ -43,6 +43,12 @@ PLACEMENT = "placement"
 LAG = 7
 """A suggestion never depends on the last so many trials; so it is the same for one worker and for LAG + 1."""
 
+SETTLED = 0.9
+"""The front has settled when it is expected to reach this share of the best one's area above the plain network."""
+
+SETTLED_EVERY, FEWEST_TO_SETTLE = 10, 20
+"""Whether it has is asked every so many trials, from so many scores on."""
+
 ATTEMPTS = 20
 """How often a sampler may suggest a placement that was tried before, until an untried one is drawn at random."""
 
@@ -194,16 +200,7 @@ class AdditiveSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Suggest a choice for each site. The space has to hold a placement that is untried."""
-        scores: list[Score] = []
-        tried: dict[Placement, Sequence[float]] = {}
-        for other in study.get_trials(deepcopy=False):
-            if other.number >= trial.number or PLACEMENT not in other.user_attrs:
-                continue
-            placement, costs = self._read(other.user_attrs[PLACEMENT])
-            tried[placement] = costs
-            if other.number < trial.number - LAG and other.state == TrialState.COMPLETE:
-                brief = self._long_epochs is not None and other.user_attrs["epochs"] < self._long_epochs
-                scores.append(Score(placement, other.user_attrs["val_accuracy"], brief=brief))
+        scores, tried = self._seen(study, trial.number)
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
         return dict(self._space.chosen(self._suggester.suggest(scores, tried, random)) or {})
 
@@ -212,6 +209,27 @@ class AdditiveSampler(BaseSampler):
     ) -> Any:
         """Refuse: every choice is made by `sample_relative`."""
         raise KeyError(param_name)
+
+    def settled(self, study: optuna.Study, position: int) -> bool:
+        """Tell whether the front has settled, as far as the trials tell that a suggestion for a position may use."""
+        scores, tried = self._seen(study, position)
+        if len(scores) < FEWEST_TO_SETTLE or position % SETTLED_EVERY:
+            return False
+        return self._suggester.reached(scores, tried, derived_seed(self._seed, position)) >= SETTLED
+
+    def _seen(self, study: optuna.Study, position: int) -> tuple[list[Score], dict[Placement, Sequence[float]]]:
+        """Return the scores that a suggestion may use, and all that was tried before it with its costs."""
+        scores: list[Score] = []
+        tried: dict[Placement, Sequence[float]] = {}
+        for other in study.get_trials(deepcopy=False):
+            if other.number >= position or PLACEMENT not in other.user_attrs:
+                continue
+            placement, costs = self._read(other.user_attrs[PLACEMENT])
+            tried[placement] = costs
+            if other.number < position - LAG and other.state == TrialState.COMPLETE:
+                brief = self._long_epochs is not None and other.user_attrs["epochs"] < self._long_epochs
+                scores.append(Score(placement, other.user_attrs["val_accuracy"], brief=brief))
+        return scores, tried
 
     def _read(self, text: str) -> tuple[Placement, tuple[float, ...]]:
         """Return a placement and what it adds to each cost that is an objective."""

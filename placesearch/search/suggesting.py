@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from placesearch.front import non_dominated
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.effects import Array, Evidence, Model, Score
 from placesearch.search.findings import vocabulary_of
@@ -15,6 +16,9 @@ from placesearch.search.proposal import Proposer
 
 FEWEST = 2
 """Scores from which on a model is made; before that, placements are drawn at random."""
+
+DRAWS = 24
+"""Draws over which is averaged how much of the best front was reached."""
 
 GROWTH = 1.2
 """Variances are estimated anew whenever there are so many times the scores as at the last time."""
@@ -64,6 +68,22 @@ class Suggester:
         values = effects.of(list(tried))
         known = {p: (float(value), costs) for value, (p, costs) in zip(values, tried.items(), strict=True)}
         return self._proposer.propose(effects, known, random)
+
+    def reached(self, scores: Sequence[Score], costs: Mapping[Placement, Sequence[float]], seed: int) -> float:
+        """Return how much of the best front the recommended one is expected to reach, as a share of the area covered.
+
+        Args:
+            scores: All scores to go by, in the order of the trials; at least two.
+            costs: Costs of the placements that have scores.
+            seed: Seed of the draws.
+        """
+        model, random = self.model(scores), np.random.default_rng(seed)
+        placements = list(dict.fromkeys(score.placement for score in scores))
+        mean = model.estimate(placements)[0]
+        on_front = non_dominated([(*costs[p], -value) for p, value in zip(placements, mean, strict=True)])
+        members = {p: costs[p] for p, chosen in zip(placements, on_front, strict=True) if chosen}
+        draws = [self._proposer.reached(model.draw(random), members, random) for _ in range(DRAWS)]
+        return float(np.mean(draws))
 
     def model(self, scores: Sequence[Score]) -> Model:
         """Return what the scores say; its variances are those of the last time that they were estimated."""

@@ -19,7 +19,7 @@ from placesearch.errors import StudyError
 from placesearch.placement import Placement
 from placesearch.records import DIRECTIONS, Task, TrialRecord
 from placesearch.search.journal import at_once, open_journal
-from placesearch.search.samplers import LAG, PLACEMENT, make_sampler
+from placesearch.search.samplers import LAG, PLACEMENT, AdditiveSampler, make_sampler
 from placesearch.search.space import Added, SearchSpace
 
 _MEASURED = tuple(
@@ -66,6 +66,7 @@ class Trials:
         seed: int,
         added: Added,
         long_epochs: int | None = None,
+        limits: Mapping[str, float] | None = None,
     ) -> None:
         """Prepare for `ask`.
 
@@ -77,12 +78,14 @@ class Trials:
             added: What a block adds at a site to each cost that is an objective.
             long_epochs: How long every other trial after the references is trained; None if all are equally long. The
                 first long ones are the references once more.
+            limits: The most that a candidate may cost, by the name of the cost; told to Optuna as constraints.
 
         Raises:
             InputError: If there is no such sampler.
         """
         self._space, self._references, self._long_epochs = space, references, long_epochs
         self._running: set[int] = set()
+        self._limits = dict(limits or {})
         self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs)
 
     def must_wait(self) -> bool:
@@ -123,6 +126,11 @@ class Trials:
         placement, reference = Placement.parse(attributes[PLACEMENT]), attributes.get("reference")
         return Task(trial.number, placement, reference, self._epochs_at(trial.number))
 
+    def is_settled(self) -> bool:
+        """Tell whether the front has settled, by the model of our own sampler; with another one it never has."""
+        sampler = self._study.sampler
+        return isinstance(sampler, AdditiveSampler) and sampler.settled(self._study, len(self._all()))
+
     def next_epochs(self) -> int | None:
         """Return how long the next trial is to be trained, if other than usual."""
         return self._epochs_at(len(self._all()))
@@ -143,6 +151,8 @@ class Trials:
 
     def _complete(self, record: TrialRecord) -> None:
         trial = optuna.trial.Trial(self._study, self._all()[record.trial]._trial_id)
+        for name, limit in self._limits.items():
+            trial.set_constraint(name, record.value(name) - limit)
         for name in _MEASURED:
             value = getattr(record, name)
             if value is not None:
@@ -170,6 +180,7 @@ class Trials:
 
 def _record(trial: FrozenTrial) -> TrialRecord:
     measured = {name: trial.user_attrs.get(name) for name in _MEASURED}
+    measured["curve"] = tuple(measured["curve"]) if measured["curve"] else None
     return TrialRecord(
         trial=trial.number,
         state=trial.state.name,
