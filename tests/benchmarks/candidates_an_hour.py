@@ -184,8 +184,8 @@ def main() -> None:
         "A study against the recipe of Optuna's multi-objective PyTorch example. ResNet-18 at "
         f"{SIDE}x{SIDE}, CIFAR-10 (a JPEG copy) as an image folder, batch {BATCH}. {platform.machine()}, "
         f"{len(os.sched_getaffinity(0))} cores; ours in {pick_precision(torch.device('cpu'))}, the recipe in fp32; "
-        f"torch {torch.__version__}, optuna {optuna.__version__}. In turns, start-up left out; both train the references of a study, in the "
-        "same order. A share is the part of "
+        f"torch {torch.__version__}, optuna {optuna.__version__}. In turns, start-up left out; both train the "
+        "references of a study, in the same order. A share is the part of "
         "the time in forward, backward and step; for ours of all workers' time, augmentation included, which takes 1 "
         "to 2 % of a step ([measured](training_loop.md)). Made by `python tests/benchmarks/candidates_an_hour.py`.",
         "",
