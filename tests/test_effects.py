@@ -2,9 +2,22 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import BIAS_SHARES, LEVEL, NAMES, SHARES, Evidence, Model, Score, Vocabulary
+from placesearch.search.effects import (
+    BIAS_SHARES,
+    LEVEL,
+    NAMES,
+    OTHER_SHARES,
+    SCALE_SPREAD,
+    SHARES,
+    SPREAD,
+    Evidence,
+    Model,
+    Score,
+    Vocabulary,
+)
 
 SETTINGS = [BlockSetting.parse(text) for text in ("se(r=4)", "se(r=16)", "cbam(r=4,k=3)", "cbam(r=16,k=7)")]
 VOCABULARY = Vocabulary(dict.fromkeys("abc", SETTINGS))
@@ -156,3 +169,46 @@ def test_scores_that_are_all_alike_are_no_trouble():
     mean, deviation = model.estimate([Placement()])
     assert mean[0] == pytest.approx(0.5, abs=1e-3)
     assert np.isfinite(deviation).all()
+
+
+@pytest.mark.parametrize("fidelities", [1, 2])
+def test_the_variances_are_the_most_probable_ones(fidelities):
+    """No step away from them makes scores and prior more probable; the density is that of explicit effects."""
+    random = np.random.default_rng(8)
+    scores = [
+        Score(p, truth(p) + float(random.normal(0, 0.01)), i % 2, i % 3 > 0 and fidelities == 2)
+        for i, p in enumerate(placements(60))
+    ]
+    model = Model(Evidence(VOCABULARY, scores))
+    y, brief = np.array([s.accuracy for s in scores]), np.array([s.brief for s in scores])
+    y = y - y[~brief].mean()
+    every = [score.placement for score in scores]
+    counts = {group: (matrix := columns(every, group)) @ matrix.T for group in SHARES}
+    unit = max(y[brief == b].var() for b in set(brief.tolist()))
+    shares = {**SHARES, **{f"bias {g}": s for g, s in BIAS_SHARES.items()}, **OTHER_SHARES}
+
+    def expected(name):
+        part = counts.get(name.removeprefix("bias "))
+        explained = 1.0 if part is None else max(np.diag(part).mean() - part.mean(), 0.05)
+        return 0.0 if name == "scale" else np.log(shares[name] * unit / explained)
+
+    first = np.array([expected(name) for name in NAMES])
+    spread = np.array([SCALE_SPREAD if name == "scale" else SPREAD for name in NAMES])
+
+    def density(variances):
+        v = dict(zip(NAMES, np.exp(variances), strict=True))
+        load = np.where(brief, v["scale"], 1.0)
+        covariance = np.outer(load, load) * sum(v[group] * part for group, part in counts.items())
+        covariance += sum(v[f"bias {group}"] * np.outer(brief, brief) * counts[group] for group in BIAS_SHARES)
+        cells = [(score.seed, score.brief) for score in scores]
+        covariance += v["seed"] * np.array([[float(one == two) for two in cells] for one in cells])
+        covariance += np.diag(np.where(brief, v["brief noise"], v["noise"]) + 1e-9 * unit)
+        covariance += LEVEL * unit * (brief[:, None] == brief[None, :])
+        return multivariate_normal(cov=covariance).logpdf(y) - 0.5 * (((variances - first) / spread) ** 2).sum()
+
+    best = density(model.variances)
+    for index in range(len(NAMES)):
+        for step in (-0.2, 0.2):
+            moved = model.variances.copy()
+            moved[index] += step
+            assert density(moved) < best + 0.01

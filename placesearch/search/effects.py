@@ -17,7 +17,7 @@ MacKay 1992 (Neural Computation 4, 415-447); a linear link between fidelities, K
 1-13); draws from the posterior, Wilson et al. 2020 (arXiv:2002.09309).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -263,26 +263,33 @@ class Model:
         """How much each score holds of the effect: 1 if it is long, the scale if it is brief."""
         return np.where(self._brief, values["scale"], 1.0)
 
-    def _parts(self, values: Mapping[str, float]) -> Iterator[tuple[str, Array]]:
-        """Yield the matrices that variances multiply; those that are zero are left out."""
-        brief = bool(self._brief.any())
-        scaled = np.outer(self._loads(values), self._loads(values)) if brief else 1.0
+    def _noises(self, values: Mapping[str, float]) -> Array:
+        return np.where(self._brief, values["brief noise"], values["noise"]).astype(float)
+
+    def _same_seed(self) -> Array:
+        return np.asarray((self._cells[:, None] == self._cells[None, :]) * 1.0)
+
+    def _of_effects(self, values: Mapping[str, float]) -> Array:
+        """Return the covariance of what placements are worth."""
+        total, part = np.zeros((self._size, self._size)), np.empty((self._size, self._size))
         for group, counts in self._counts.items():
-            yield group, scaled * counts if brief else counts
-        if self._many_seeds:
-            yield "seed", (self._cells[:, None] == self._cells[None, :]) * 1.0
-        yield "noise", np.diag(~self._brief * 1.0)
-        if brief:
-            yield "brief noise", np.diag(self._brief * 1.0)
-            both = np.outer(self._brief, self._brief)
-            for group in BIAS_SHARES:
-                yield f"bias {group}", both * self._counts[group]
+            total += np.multiply(counts, values[group], out=part)
+        return total
 
     def _covariance(self, values: Mapping[str, float]) -> Array:
-        covariance = np.where(self._brief[:, None] == self._brief[None, :], LEVEL * self._unit, 0.0)
-        for name, part in self._parts(values):
-            covariance += values[name] * part
-        covariance[np.diag_indices_from(covariance)] += 1e-9 * self._unit
+        """Return the covariance of the scores."""
+        covariance = self._of_effects(values)
+        if self._brief.any():
+            loads, brief = self._loads(values), np.outer(self._brief, self._brief)
+            covariance *= np.outer(loads, loads)
+            for group in BIAS_SHARES:
+                covariance += values[f"bias {group}"] * brief * self._counts[group]
+            covariance[self._brief[:, None] == self._brief[None, :]] += LEVEL * self._unit
+        else:
+            covariance += LEVEL * self._unit
+        if self._many_seeds:
+            covariance += values["seed"] * self._same_seed()
+        covariance[np.diag_indices_from(covariance)] += self._noises(values) + 1e-9 * self._unit
         return covariance
 
     def _first(self) -> Array:
@@ -308,17 +315,20 @@ class Model:
             factor = cho_factor(self._covariance(values), lower=True, check_finite=False)
             weights = cho_solve(factor, y, check_finite=False)
             outer = cho_solve(factor, np.eye(self._size), check_finite=False) - np.outer(weights, weights)
-            slopes = dict.fromkeys(NAMES, 0.0)
-            for name, part in self._parts(values):
-                slopes[name] = 0.5 * values[name] * float(np.vdot(outer, part))
-            if self._brief.any():
-                loads, moved = self._loads(values), np.where(self._brief, values["scale"], 0.0)
-                effect = sum(values[group] * counts for group, counts in self._counts.items())
-                turned = np.outer(moved, loads) * effect
-                slopes["scale"] = 0.5 * float(np.vdot(outer, turned + turned.T))
+            own, loads = np.diag(outer), self._loads(values)
+            scaled = outer * np.outer(loads, loads)
+            slopes = {group: float(np.vdot(scaled, counts)) for group, counts in self._counts.items()}
+            slopes["noise"] = float(own[~self._brief].sum())
+            slopes["seed"] = float(np.vdot(outer, self._same_seed())) if self._many_seeds else 0.0
+            slopes["brief noise"] = float(own[self._brief].sum())
+            both = outer * np.outer(self._brief, self._brief)
+            slopes |= {f"bias {group}": float(np.vdot(both, self._counts[group])) for group in BIAS_SHARES}
+            slopes = {name: values[name] * slope for name, slope in slopes.items()}
+            moved = np.where(self._brief, values["scale"], 0.0)
+            slopes["scale"] = float(np.vdot(outer * np.outer(moved, loads), self._of_effects(values))) * 2
             away = (variances - first) / spread
             value = 0.5 * float(y @ weights) + float(np.log(np.diag(factor[0])).sum()) + 0.5 * float(away @ away)
-            return value, np.array([slopes[name] for name in NAMES]) + away / spread
+            return value, 0.5 * np.array([slopes[name] for name in NAMES]) + away / spread
 
         bounds = [(value - 8, value + 8) for value in first]
         found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
@@ -400,8 +410,7 @@ class Model:
             for group in BIAS_SHARES:
                 bias = np.sqrt(values[f"bias {group}"]) * random.standard_normal(self._rows[group].shape[1])
                 seen += self._brief * (self._rows[group] @ bias)
-        noise = np.where(self._brief, values["brief noise"], values["noise"])
-        seen += np.sqrt(noise) * random.standard_normal(self._size)
+        seen += np.sqrt(self._noises(values)) * random.standard_normal(self._size)
         weights = cho_solve(self._factor, self._y - self._center - seen, check_finite=False)
         return self._effects(weights, prior, float(level[0]))
 
