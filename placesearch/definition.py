@@ -124,7 +124,7 @@ class Definition:
 
     def _epochs(self) -> str:
         usual, long = _counted(self.protocol.epochs, "epoch"), self.config.long_epochs
-        return f"{usual}, every other trial after the references {long}," if long else usual
+        return f"{usual}, some trials {long}," if long else usual
 
     def _added(self) -> dict[str, dict[BlockSetting, tuple[int, int]]]:
         """Return by site the macs and params that each counted setting adds there."""

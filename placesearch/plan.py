@@ -38,7 +38,7 @@ DEFAULT_TRIALS = 50
 """Budgets where none is given. Those of `digits` make a first look of at most five minutes on two slow cores."""
 
 LONGER = 4
-"""How many times as long every other trial is trained, so that a study can tell who wins from who learns fast."""
+"""How many times as long some trials are trained, so that a study can tell who wins from who learns fast."""
 
 OWN_DATA = (1000, 224)
 """Classes and input side for the user's own evaluation, where nothing else is given: as backbones are published."""

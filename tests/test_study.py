@@ -333,10 +333,10 @@ def test_the_threads_of_a_trial_are_fixed_and_given_back(workplace):
 
 @pytest.mark.parametrize("start", ["scratch", "branch"])
 def test_a_study_of_brief_and_long_trainings_speaks_of_the_long_ones(workplace, start):
-    study = ps.run(config(trials=12, long_epochs=2, sampler="additive", start=start))
+    study = ps.run(config(trials=17, long_epochs=2, sampler="additive", start=start))
     frame = study.trials_frame()
     count = int(frame.reference.notna().sum()) - frame[frame.epochs == 2].reference.notna().sum()
-    assert frame.epochs.tolist() == ([1] * count + [1, 2] * 12)[:12]
+    assert frame.epochs.tolist() == ([1] * count + [1, 1, 1, 1, 2] * 4)[: len(frame)]
     assert study.findings.epochs == 2
     assert "trainings of 2 epochs" in study.caution
     front = study.front_frame()

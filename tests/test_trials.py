@@ -208,7 +208,7 @@ def test_an_unknown_sampler_is_refused(tmp_path):
         opened(tmp_path, "randm")
 
 
-def test_every_other_trial_after_the_references_is_long_and_the_first_long_ones_are_the_references(tmp_path):
+def test_some_trials_are_long_and_the_first_long_ones_are_the_references(tmp_path):
     """Wherever the study was interrupted, and although each placement is suggested once only."""
 
     def go(folder, counts):
@@ -223,22 +223,22 @@ def test_every_other_trial_after_the_references_is_long_and_the_first_long_ones_
                 trials.complete(replace(finished(asked), epochs=asked.epochs or 1))
         return [(record.epochs, record.reference, str(record.placement)) for record in trials.records()]
 
-    whole = go(tmp_path / "whole", [21])
-    assert [epochs for epochs, *_ in whole] == [1] * 3 + [1, 4] * 9
-    assert [reference for _, reference, _ in whole[4:9:2]] == list(REFERENCES)
+    whole = go(tmp_path / "whole", [31])
+    assert [epochs for epochs, *_ in whole] == [1] * 3 + [1, 1, 1, 1, 4] * 4 + [1, 4] * 4
+    assert [reference for _, reference, _ in whole[7:18:5]] == list(REFERENCES)
     suggested = [text for _, reference, text in whole if reference is None]
-    assert len(set(suggested)) == len(suggested) == 21 - 6
-    assert go(tmp_path / "pieces", [2, 3, 6, 10]) == whole
+    assert len(set(suggested)) == len(suggested) == 31 - 6
+    assert go(tmp_path / "pieces", [2, 3, 6, 20]) == whole
 
 
 def test_a_long_trial_that_was_lost_comes_back_as_a_long_one(tmp_path):
     for _ in range(2):
         trials = Trials(tmp_path / "journal.log", "s", OBJECTIVES)
         trials.begin(SPACE, REFERENCES, "additive", 0, added, 4)
-        for _ in range(4 - len(trials.records())):
+        for _ in range(7 - len(trials.records())):
             trials.complete(finished(trials.ask()))
         asked = trials.ask()
-        assert (asked.trial, asked.epochs, asked.reference) == (4, 4, "plain")
+        assert (asked.trial, asked.epochs, asked.reference) == (7, 4, "plain")
 
 
 def test_limits_are_constraints_that_optuna_understands(tmp_path):

@@ -35,7 +35,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "timeout": ("TIME", "Longest time of this run, such as 90s, 10m or 2h."),
     "until": ("settled", "End when the model expects that little is left to win; other limits hold too."),
     "epochs": ("N", "Passes over the training split for each candidate."),
-    "long_epochs": ("N", "The same for every other candidate, of which estimates then speak; 0 for none."),
+    "long_epochs": ("N", "The same for some of them, which estimates then speak of; 0 for none."),
     "batch_size": ("N", "Images a training step."),
     "input_size": ("N", "Height and width of the input in pixels."),
     "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),

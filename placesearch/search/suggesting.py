@@ -17,6 +17,9 @@ from placesearch.search.proposal import Proposer
 FEWEST = 2
 """Scores from which on a model is made; before that, placements are drawn at random."""
 
+SPARSE = 20
+"""So many trials after the references are mostly brief."""
+
 DRAWS = 24
 """Draws over which is averaged how much of the best front was reached."""
 
@@ -102,6 +105,26 @@ class Suggester:
 
 def _settings(choices: Mapping[str, Sequence[BlockSetting | None]]) -> dict[str, list[BlockSetting]]:
     return {site: [setting for setting in of_site if setting is not None] for site, of_site in choices.items()}
+
+
+def long_number(position: int) -> int | None:
+    """Return which of the long trials is at a position, from 0; None if the one there is brief.
+
+    Of the first trials every fifth is long, later every other one: at first much can be learned from brief ones, in the
+    end what is left to learn is what they cannot tell.
+
+    Args:
+        position: Position among the trials after the references, from 0.
+
+    Example:
+        >>> [position for position in range(30) if long_number(position) is not None]
+        [4, 9, 14, 19, 21, 23, 25, 27, 29]
+    """
+    if position < 0:
+        return None
+    if position < SPARSE:
+        return position // 5 if position % 5 == 4 else None
+    return (SPARSE // 5) + (position - SPARSE) // 2 if (position - SPARSE) % 2 else None
 
 
 def last_estimate(size: int) -> int:

@@ -21,6 +21,7 @@ from placesearch.records import DIRECTIONS, Task, TrialRecord
 from placesearch.search.journal import at_once, open_journal
 from placesearch.search.samplers import LAG, PLACEMENT, AdditiveSampler, make_sampler
 from placesearch.search.space import Added, SearchSpace
+from placesearch.search.suggesting import long_number
 
 _MEASURED = tuple(
     field.name for field in fields(TrialRecord) if field.name not in ("trial", "state", "placement", "reference")
@@ -76,8 +77,8 @@ class Trials:
             sampler: Name of the sampler that suggests.
             seed: Its seed.
             added: What a block adds at a site to each cost that is an objective.
-            long_epochs: How long every other trial after the references is trained; None if all are equally long. The
-                first long ones are the references once more.
+            long_epochs: How long some trials are trained; None if all are equally long. The first long ones are the
+                references once more.
             limits: The most that a candidate may cost, by the name of the cost; told to Optuna as constraints.
 
         Raises:
@@ -139,9 +140,7 @@ class Trials:
         return self._long_epochs if self._long_number(position) is not None else None
 
     def _long_number(self, position: int) -> int | None:
-        """Return the how manieth long trial is at a position, from 0; None if the one there is brief."""
-        after, odd = divmod(position - len(self._references), 2)
-        return after if self._long_epochs and odd and after >= 0 else None
+        return long_number(position - len(self._references)) if self._long_epochs else None
 
     def complete(self, record: TrialRecord) -> None:
         """Store a finished trial under its position, whole or not at all."""

@@ -43,7 +43,7 @@ from placesearch.placement import BlockSetting, Placement
 from placesearch.search.effects import Evidence, Model, Score, Vocabulary
 from placesearch.search.findings import REACH
 from placesearch.search.samplers import LAG
-from placesearch.search.suggesting import Suggester
+from placesearch.search.suggesting import Suggester, long_number
 
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
 SCORES = REPORTS / "search.csv"
@@ -544,7 +544,7 @@ def our_strategy(*, long: bool = True) -> Strategy:
     """Let placesearch suggest, as in a study: it never goes by the last scores, which workers might still be at.
 
     Args:
-        long: Whether every other trial is long where there are two fidelities, first the references once more.
+        long: Whether some trials are long where there are two fidelities, first the references once more.
     """
 
     def start(space: Space, seed: int) -> Ask:
@@ -556,10 +556,10 @@ def our_strategy(*, long: bool = True) -> Strategy:
             for trial in history[len(known) :]:
                 cost = float(space.cost(space.matrix([trial.choices]))[0])
                 known.append((placement_of(trial.choices), [cost]))
-            at, odd = divmod(len(history) - len(space.references()), 2)
-            fidelity = "long" if long and odd and len(space.units) > 1 else space.cheapest
-            if fidelity != space.cheapest and at < len(space.references()):
-                return space.references()[at], fidelity
+            number = long_number(len(history) - len(space.references()))
+            fidelity = "long" if long and number is not None and len(space.units) > 1 else space.cheapest
+            if fidelity != space.cheapest and number is not None and number < len(space.references()):
+                return space.references()[number], fidelity
             seen = max(0, len(history) - LAG)
             scores = [
                 Score(placement, trial.score, brief=trial.fidelity == "brief" and long)
