@@ -89,8 +89,8 @@ def cli() -> None:
 def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: str | None) -> None:
     """Search for placements, or go on with a study where it stopped.
 
-    Options on the command line win over the study file, which wins over defaults. With neither --trials nor
-    --timeout a study gets 50 trials; with digits, 10 trials and 5 minutes.
+    Options on the command line win over the study file, which wins over defaults. With none of
+    --trials, --timeout and --until a study gets 50 trials; with digits, 10 trials and 5 minutes.
     """
     values: dict[str, Any] = {}
     if study is not None:
