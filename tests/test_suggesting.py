@@ -72,3 +72,12 @@ def test_the_front_settles_as_scores_come_in_and_later_with_more_noise():
         reached.append([suggester.reached(scores[:size], costs, 0) for size in (10, 60)])
     assert reached[0][0] < reached[0][1]
     assert reached[0][1] > 0.9 > reached[1][1]
+
+
+def test_a_model_that_takes_over_work_is_the_same_to_the_last_bit():
+    suggester, scores = run(40, 0.01, 2)
+    step_by_step = [suggester.model(scores[:size]) for size in range(2, len(scores))][-1]
+    at_once = Suggester(CHOICES, COSTS).model(scores[:-1])
+    wanted = [score.placement for score in scores]
+    assert np.array_equal(step_by_step.estimate(wanted)[0], at_once.estimate(wanted)[0])
+    assert np.array_equal(step_by_step.estimate(wanted)[1], at_once.estimate(wanted)[1])

@@ -229,6 +229,7 @@ class Model:
         evidence: The scores.
         size: How many of them to go by, from the first on; None for all. At least one.
         variances: Logarithms of the variances as another model of this vocabulary found them; None to find them.
+        earlier: A model of fewer of these scores with these variances, from which work is taken over.
 
     Example:
         >>> se = BlockSetting("se", 16)
@@ -239,10 +240,16 @@ class Model:
         True
     """
 
-    def __init__(self, evidence: Evidence, size: int | None = None, variances: Array | None = None) -> None:
-        self._evidence, self._size = evidence, len(evidence) if size is None else size
-        self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self._size]
-        self._rows, self._counts = evidence.part(self._size)
+    def __init__(
+        self,
+        evidence: Evidence,
+        size: int | None = None,
+        variances: Array | None = None,
+        earlier: "Model | None" = None,
+    ) -> None:
+        self._evidence, self.size = evidence, len(evidence) if size is None else size
+        self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self.size]
+        self._rows, self._counts = evidence.part(self.size)
         self._y = np.array([score.accuracy for score in self.scores])
         brief = np.array([score.brief for score in self.scores])
         self._brief = brief if brief.any() and not brief.all() else np.zeros_like(brief)
@@ -253,7 +260,9 @@ class Model:
         parts = [self._y[part] for part in (self._brief, ~self._brief) if part.sum() > 1]
         self._unit = max([float(part.var()) for part in parts], default=0.0) or 1e-8
         self.variances = self._most_probable() if variances is None else variances
-        self._factor = cho_factor(self._covariance(self._values(self.variances)), lower=True, check_finite=False)
+        values = self._values(self.variances)
+        self._worth = self._of_effects(values, earlier)
+        self._factor = cho_factor(self._covariance(values, self._worth), lower=True, check_finite=False)
         self._weights = cho_solve(self._factor, self._y - self._center, check_finite=False)
 
     def _values(self, variances: Array) -> dict[str, float]:
@@ -269,16 +278,19 @@ class Model:
     def _same_seed(self) -> Array:
         return np.asarray((self._cells[:, None] == self._cells[None, :]) * 1.0)
 
-    def _of_effects(self, values: Mapping[str, float]) -> Array:
+    def _of_effects(self, values: Mapping[str, float], earlier: "Model | None" = None) -> Array:
         """Return the covariance of what placements are worth."""
-        total, part = np.zeros((self._size, self._size)), np.empty((self._size, self._size))
+        done = earlier.size if earlier is not None else 0
+        total, part = np.zeros((self.size, self.size)), np.empty((self.size - done, self.size))
         for group, counts in self._counts.items():
-            total += np.multiply(counts, values[group], out=part)
+            total[done:] += np.multiply(counts[done:], values[group], out=part)
+        if earlier is not None:
+            total[:done, :done], total[:done, done:] = earlier._worth, total[done:, :done].T
         return total
 
-    def _covariance(self, values: Mapping[str, float]) -> Array:
+    def _covariance(self, values: Mapping[str, float], worth: Array) -> Array:
         """Return the covariance of the scores."""
-        covariance = self._of_effects(values)
+        covariance = worth.copy()
         if self._brief.any():
             loads, brief = self._loads(values), np.outer(self._brief, self._brief)
             covariance *= np.outer(loads, loads)
@@ -304,17 +316,18 @@ class Model:
 
     def _most_probable(self) -> Array:
         """Return the variances that make the scores most probable."""
-        if self._size > MOST_TO_FIT:
-            every = np.linspace(0, self._size - 1, MOST_TO_FIT).round().astype(int)
+        if self.size > MOST_TO_FIT:
+            every = np.linspace(0, self.size - 1, MOST_TO_FIT).round().astype(int)
             return Model(Evidence(self.vocabulary, [self.scores[index] for index in every])).variances
         first, y = self._first(), self._y - self._center
         spread = np.array([SCALE_SPREAD if name == "scale" else SPREAD for name in NAMES])
 
         def loss(variances: Array) -> tuple[float, Array]:
             values = self._values(variances)
-            factor = cho_factor(self._covariance(values), lower=True, check_finite=False)
+            worth = self._of_effects(values)
+            factor = cho_factor(self._covariance(values, worth), lower=True, check_finite=False)
             weights = cho_solve(factor, y, check_finite=False)
-            outer = cho_solve(factor, np.eye(self._size), check_finite=False) - np.outer(weights, weights)
+            outer = cho_solve(factor, np.eye(self.size), check_finite=False) - np.outer(weights, weights)
             own, loads = np.diag(outer), self._loads(values)
             scaled = outer * np.outer(loads, loads)
             slopes = {group: float(np.vdot(scaled, counts)) for group, counts in self._counts.items()}
@@ -325,7 +338,7 @@ class Model:
             slopes |= {f"bias {group}": float(np.vdot(both, self._counts[group])) for group in BIAS_SHARES}
             slopes = {name: values[name] * slope for name, slope in slopes.items()}
             moved = np.where(self._brief, values["scale"], 0.0)
-            slopes["scale"] = float(np.vdot(outer * np.outer(moved, loads), self._of_effects(values))) * 2
+            slopes["scale"] = float(np.vdot(outer * np.outer(moved, loads), worth)) * 2
             away = (variances - first) / spread
             value = 0.5 * float(y @ weights) + float(np.log(np.diag(factor[0])).sum()) + 0.5 * float(away @ away)
             return value, 0.5 * np.array([slopes[name] for name in NAMES]) + away / spread
@@ -351,7 +364,7 @@ class Model:
         """Return for each placement what its (long) accuracy is expected to be, and the standard deviation of that."""
         values = self._values(self.variances)
         rows = self.vocabulary.rows(placements)
-        counts = self._evidence.common(placements, rows, self._size)
+        counts = self._evidence.common(placements, rows, self.size)
         cross = sum(values[group] * counts[group] for group in SHARES) * self._loads(values)
         blocks = rows["site block"].sum(1)
         own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
@@ -402,15 +415,15 @@ class Model:
         drawn = np.triu(np.sqrt(values["pair"]) * random.standard_normal((len(sites), len(sites))), 1)
         prior = Effects(self.vocabulary, sums, (drawn + drawn.T) * (sites[:, None] != sites[None, :]), 0.0)
         level = float(np.sqrt(LEVEL * self._unit)) * random.standard_normal(2)
-        peculiar = np.sqrt(values["placement"]) * random.standard_normal(self._size)[self._evidence.numbers(self._size)]
+        peculiar = np.sqrt(values["placement"]) * random.standard_normal(self.size)[self._evidence.numbers(self.size)]
         seen = self._loads(values) * (prior.at(self._rows) + peculiar) + np.where(self._brief, level[1], level[0])
         if self._many_seeds:
-            seen += np.sqrt(values["seed"]) * random.standard_normal(self._size)[self._cells]
+            seen += np.sqrt(values["seed"]) * random.standard_normal(self.size)[self._cells]
         if self._brief.any():
             for group in BIAS_SHARES:
                 bias = np.sqrt(values[f"bias {group}"]) * random.standard_normal(self._rows[group].shape[1])
                 seen += self._brief * (self._rows[group] @ bias)
-        seen += np.sqrt(self._noises(values)) * random.standard_normal(self._size)
+        seen += np.sqrt(self._noises(values)) * random.standard_normal(self.size)
         weights = cho_solve(self._factor, self._y - self._center - seen, check_finite=False)
         return self._effects(weights, prior, float(level[0]))
 

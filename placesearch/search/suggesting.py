@@ -50,7 +50,7 @@ class Suggester:
         self.costs = len(added)
         self._proposer = Proposer(choices, added, room, limited)
         self._evidence = Evidence(vocabulary_of(_settings(choices), others))
-        self._variances: tuple[int, Array | None] = (0, None)
+        self._earlier: tuple[int, Model] | None = None
 
     def suggest(
         self,
@@ -93,9 +93,10 @@ class Suggester:
         for score in scores[len(self._evidence) :]:
             self._evidence.add(score)
         size = last_estimate(len(scores))
-        if self._variances[0] != size:
-            self._variances = (size, Model(self._evidence, size).variances)
-        return Model(self._evidence, len(scores), self._variances[1])
+        if self._earlier is None or self._earlier[0] != size or self._earlier[1].size > len(scores):
+            self._earlier = (size, Model(self._evidence, size))
+        self._earlier = (size, Model(self._evidence, len(scores), self._earlier[1].variances, self._earlier[1]))
+        return self._earlier[1]
 
     def _at_random(self, tried: Mapping[Placement, object], random: np.random.Generator) -> Placement:
         return self._proposer.nearby(
