@@ -5,19 +5,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import (
-    BIAS_SHARES,
-    LEVEL,
-    NAMES,
-    OTHER_SHARES,
-    SCALE_SPREAD,
-    SHARES,
-    SPREAD,
-    Evidence,
-    Model,
-    Score,
-    Vocabulary,
-)
+from placesearch.search.effects import BIAS_SHARES, LEVEL, NAMES, OTHER_SHARES, SCALE_SPREAD, SHARES, SPREAD, Model
+from placesearch.search.evidence import Evidence, Score, Vocabulary
 
 SETTINGS = [BlockSetting.parse(text) for text in ("se(r=4)", "se(r=16)", "cbam(r=4,k=3)", "cbam(r=16,k=7)")]
 VOCABULARY = Vocabulary(dict.fromkeys("abc", SETTINGS))
@@ -118,18 +107,6 @@ def test_what_single_blocks_and_pairs_add_makes_up_the_difference_from_plain():
     pair = model.interactions()[0][names.index(("a", "se")), names.index(("c", "cbam"))]
     expected = model.expected()
     assert alone + pair == pytest.approx(float(np.diff(expected.of([Placement(), two]))[0]), rel=1e-6)
-
-
-def test_scores_that_come_one_by_one_give_the_same_to_the_last_bit():
-    random = np.random.default_rng(4)
-    scores = [Score(placement, float(random.normal())) for placement in placements(40)]
-    grown = Evidence(VOCABULARY)
-    for score in scores:
-        grown.add(score)
-        if len(grown) == 20:
-            half = Model(grown)
-    assert np.array_equal(half.variances, Model(Evidence(VOCABULARY, scores[:20])).variances)
-    assert np.array_equal(Model(grown, 20).estimate(placements(3, 7))[0], half.estimate(placements(3, 7))[0])
 
 
 def truth(placement):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Evidence, Model, Score, Vocabulary
+from placesearch.search.effects import Model
+from placesearch.search.evidence import Evidence, Score, Vocabulary
 from placesearch.search.proposal import BEYOND, Proposer, _gains
 
 SETTINGS = [BlockSetting.parse(text) for text in ("se(r=4)", "se(r=16)", "cbam(r=4,k=3)")]

@@ -1,7 +1,7 @@
 import numpy as np
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Score
+from placesearch.search.evidence import Score
 from placesearch.search.suggesting import Suggester, last_estimate
 
 SETTINGS = [BlockSetting.parse(text) for text in ("se(r=4)", "se(r=16)", "cbam(r=4,k=3)")]

@@ -21,13 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 from placesearch.placement import BlockSetting, Placement
-
-Array = NDArray[np.float64]
+from placesearch.search.evidence import SUMS, Array, Evidence, Vocabulary, keys_of
 
 SHARES = {
     "block": 0.10,
@@ -61,135 +59,6 @@ LEVEL = 100.0
 MOST_TO_FIT = 300
 """Variances are estimated from at most so many scores, spread evenly over the study."""
 
-_SUMS = ("block", "setting", "site", "site block", "site setting")
-"""Groups that are sums over sites."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One observed score.
-
-    Args:
-        placement: What was evaluated.
-        accuracy: What came out, up is better.
-        seed: Under which seed.
-        brief: Whether it is a brief score beside long ones.
-    """
-
-    placement: Placement
-    accuracy: float
-    seed: int = 0
-    brief: bool = False
-
-
-class Vocabulary:
-    """Columns of a linear model: every effect that a study may meet, in a fixed order.
-
-    Args:
-        choices: Settings by site.
-    """
-
-    def __init__(self, choices: Mapping[str, Sequence[BlockSetting]]) -> None:
-        self.choices = {site: tuple(settings) for site, settings in choices.items()}
-        self._columns: dict[str, dict[tuple[object, ...], int]] = {group: {} for group in _SUMS}
-        self._known: dict[Placement, dict[str, Array]] = {}
-        for site, settings in self.choices.items():
-            for setting in settings:
-                for group, keys in _keys(site, setting):
-                    of_group = self._columns[group]
-                    for key in keys:
-                        of_group.setdefault(key, len(of_group))
-        self.site_of = np.array([list(self.choices).index(str(key[0])) for key in self._columns["site block"]])
-
-    def columns(self, group: str) -> list[tuple[object, ...]]:
-        """Return the effects of a group, in order."""
-        return list(self._columns[group])
-
-    def rows(self, placements: Sequence[Placement]) -> dict[str, Array]:
-        """Count the effects in placements: one matrix (placements, effects) for each group."""
-        known = [self._row(placement) for placement in placements]
-        return {
-            group: np.array([row[group] for row in known]).reshape(len(known), len(of_group))
-            for group, of_group in self._columns.items()
-        }
-
-    def _row(self, placement: Placement) -> dict[str, Array]:
-        if placement not in self._known:
-            row = {group: np.zeros(len(of_group)) for group, of_group in self._columns.items()}
-            for site, setting in placement.items():
-                for group, keys in _keys(site, setting):
-                    for key in keys:
-                        row[group][self._columns[group][key]] += 1
-            self._known[placement] = row
-        return self._known[placement]
-
-
-def _keys(site: str, setting: BlockSetting) -> list[tuple[str, list[tuple[object, ...]]]]:
-    block = setting.block
-    given = [("r", setting.reduction), ("k", setting.kernel_size)]
-    settings: list[tuple[object, ...]] = [(block, name, value) for name, value in given if value is not None]
-    return [
-        ("block", [(block,)]),
-        ("setting", settings),
-        ("site", [(site,)]),
-        ("site block", [(site, block)]),
-        ("site setting", [(site, *key) for key in settings]),
-    ]
-
-
-class Evidence:
-    """Scores as they come in, with what their placements have in common.
-
-    Args:
-        vocabulary: The effects.
-        scores: What was observed, in the order of the trials.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, scores: Sequence[Score] = ()) -> None:
-        self.vocabulary = vocabulary
-        self.scores: list[Score] = []
-        self._number_of: dict[Placement, int] = {}
-        self._numbers = np.zeros(8, dtype=np.int64)
-        self._rows = {group: np.zeros((8, len(vocabulary.columns(group)))) for group in _SUMS}
-        self._counts = {group: np.zeros((8, 8)) for group in SHARES}
-        for score in scores:
-            self.add(score)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def add(self, score: Score) -> None:
-        """Add one more score."""
-        at = len(self.scores)
-        if at == len(self._counts["pair"]):
-            self._numbers = np.pad(self._numbers, (0, at))
-            self._rows = {group: np.pad(rows, ((0, at), (0, 0))) for group, rows in self._rows.items()}
-            self._counts = {group: np.pad(counts, (0, at)) for group, counts in self._counts.items()}
-        own = self.vocabulary.rows([score.placement])
-        for group, row in own.items():
-            self._rows[group][at] = row
-        self.scores.append(score)
-        self._numbers[at] = self._number_of.setdefault(score.placement, len(self._number_of))
-        for group, count in self.common([score.placement], own, at + 1).items():
-            self._counts[group][at, : at + 1] = self._counts[group][: at + 1, at] = count[0]
-
-    def part(self, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return the effects in the first scores' placements, and what these have in common, by group."""
-        rows = {group: of_group[:size] for group, of_group in self._rows.items()}
-        return rows, {group: of_group[:size, :size] for group, of_group in self._counts.items()}
-
-    def numbers(self, size: int) -> NDArray[np.int64]:
-        """Return a number for each of the first scores, equal for equal placements."""
-        return self._numbers[:size]
-
-    def common(self, placements: Sequence[Placement], rows: Mapping[str, Array], size: int) -> dict[str, Array]:
-        """Count what placements have in common with those of the first scores: matrices (placements, size) by group."""
-        counts = {group: rows[group] @ self._rows[group][:size].T for group in _SUMS}
-        blocks = counts["site block"]
-        own = np.array([self._number_of.get(placement, -1) for placement in placements])
-        same = (own[:, None] == self._numbers[:size]) * 1.0
-        return {**counts, "pair": (blocks * blocks - blocks) / 2, "placement": same}
-
 
 @dataclass(frozen=True, slots=True)
 class Effects:
@@ -214,12 +83,13 @@ class Effects:
         """Return the same for placements whose effects were counted."""
         blocks = rows["site block"]
         pairs = ((blocks @ self.pairs) * blocks).sum(1) / 2
-        return self.level + sum((rows[group] @ self.sums[group] for group in _SUMS), pairs)
+        return self.level + sum((rows[group] @ self.sums[group] for group in SUMS), pairs)
 
     def added(self, site: str, setting: BlockSetting) -> float:
         """Return what a block adds at a site, pairs left out."""
-        columns = self.vocabulary._columns
-        return float(sum(self.sums[group][columns[group][key]] for group, keys in _keys(site, setting) for key in keys))
+        position = self.vocabulary.position_of
+        of_groups = keys_of(site, setting).items()
+        return float(sum(self.sums[group][position[group][key]] for group, keys in of_groups for key in keys))
 
 
 class Model:
@@ -232,6 +102,7 @@ class Model:
         earlier: A model of fewer of these scores with these variances, from which work is taken over.
 
     Example:
+        >>> from placesearch.search.evidence import Score
         >>> se = BlockSetting("se", 16)
         >>> one, none = Placement({"a": se}), Placement()
         >>> scores = [Score(none, 0.50), Score(one, 0.60), Score(none, 0.51), Score(one, 0.61)] * 5
@@ -376,7 +247,7 @@ class Model:
         """Return what the blocks of each placement add by themselves, without pairs, and its standard deviation."""
         values = self._values(self.variances)
         rows = self.vocabulary.rows(placements)
-        cross = sum(values[group] * (rows[group] @ self._rows[group].T) for group in _SUMS) * self._loads(values)
+        cross = sum(values[group] * (rows[group] @ self._rows[group].T) for group in SUMS) * self._loads(values)
         prior = sum((values[group] * own for group, own in _squares(rows).items()), np.zeros(len(placements)))
         return self._given(cross, prior)
 
@@ -411,7 +282,7 @@ class Model:
     def draw(self, random: np.random.Generator) -> Effects:
         """Draw all effects from what they may be, given the scores."""
         values, sites = self._values(self.variances), self.vocabulary.site_of
-        sums = {g: np.sqrt(values[g]) * random.standard_normal(self._rows[g].shape[1]) for g in _SUMS}
+        sums = {g: np.sqrt(values[g]) * random.standard_normal(self._rows[g].shape[1]) for g in SUMS}
         drawn = np.triu(np.sqrt(values["pair"]) * random.standard_normal((len(sites), len(sites))), 1)
         prior = Effects(self.vocabulary, sums, (drawn + drawn.T) * (sites[:, None] != sites[None, :]), 0.0)
         level = float(np.sqrt(LEVEL * self._unit)) * random.standard_normal(2)
@@ -431,7 +302,7 @@ class Model:
         """Return effects from a draw of the prior, or none, and the weights of the scores that correct it."""
         values, sites = self._values(self.variances), self.vocabulary.site_of
         loaded = weights * self._loads(values)
-        sums = {group: values[group] * (loaded @ self._rows[group]) for group in _SUMS}
+        sums = {group: values[group] * (loaded @ self._rows[group]) for group in SUMS}
         blocks = self._rows["site block"]
         pairs = values["pair"] * ((blocks * loaded[:, None]).T @ blocks) * (sites[:, None] != sites[None, :])
         level += self._center + LEVEL * self._unit * float(weights[~self._brief].sum())
@@ -442,4 +313,4 @@ class Model:
 
 
 def _squares(rows: Mapping[str, Array]) -> dict[str, Array]:
-    return {group: (rows[group] ** 2).sum(1) for group in _SUMS}
+    return {group: (rows[group] ** 2).sum(1) for group in SUMS}

@@ -7,7 +7,8 @@ import numpy as np
 
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
-from placesearch.search.effects import Evidence, Model, Score, Vocabulary
+from placesearch.search.effects import Model
+from placesearch.search.evidence import Evidence, Score, Vocabulary
 
 FEWEST = 4
 """Scores below which nothing is said."""

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Array, Effects
+from placesearch.search.effects import Effects
+from placesearch.search.evidence import Array
 
 STEPS = 256
 """Steps of cost in the dynamic programming; costs are rounded up to them."""

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from placesearch.errors import InputError, did_you_mean
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Score
+from placesearch.search.evidence import Score
 from placesearch.search.space import NONE, Added, SearchSpace
 from placesearch.search.suggesting import Suggester
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from placesearch.front import non_dominated
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Array, Evidence, Model, Score
+from placesearch.search.effects import Model
+from placesearch.search.evidence import Array, Evidence, Score
 from placesearch.search.findings import vocabulary_of
 from placesearch.search.proposal import Proposer
 

@@ -40,7 +40,8 @@ from scipy.stats import wilcoxon
 
 from placesearch.models.blocks import hidden_channels
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Evidence, Model, Score, Vocabulary
+from placesearch.search.effects import Model
+from placesearch.search.evidence import Evidence, Score, Vocabulary
 from placesearch.search.findings import REACH
 from placesearch.search.samplers import LAG
 from placesearch.search.suggesting import Suggester, long_number

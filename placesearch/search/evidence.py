@@ -1,0 +1,148 @@
+"""Scores of placements, and what the placements have in common: counts of shared effects, group by group."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placesearch.placement import BlockSetting, Placement
+
+Array = NDArray[np.float64]
+
+SUMS = ("block", "setting", "site", "site block", "site setting")
+"""Groups of effects that are sums over sites."""
+
+GROUPS = (*SUMS, "pair", "placement")
+"""All groups of effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One observed score.
+
+    Args:
+        placement: What was evaluated.
+        accuracy: What came out, up is better.
+        seed: Under which seed.
+        brief: Whether it is a brief score beside long ones.
+    """
+
+    placement: Placement
+    accuracy: float
+    seed: int = 0
+    brief: bool = False
+
+
+class Vocabulary:
+    """Columns of a linear model: every effect that a study may meet, in a fixed order.
+
+    Args:
+        choices: Settings by site.
+
+    Attributes:
+        position_of: By group the position of each effect.
+        site_of: The site of each effect of the group `site block`, as a position in `choices`.
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[BlockSetting]]) -> None:
+        self.choices = {site: tuple(settings) for site, settings in choices.items()}
+        self.position_of: dict[str, dict[tuple[object, ...], int]] = {group: {} for group in SUMS}
+        self._known: dict[Placement, dict[str, Array]] = {}
+        for site, settings in self.choices.items():
+            for setting in settings:
+                for group, keys in keys_of(site, setting).items():
+                    of_group = self.position_of[group]
+                    for key in keys:
+                        of_group.setdefault(key, len(of_group))
+        self.site_of = np.array([list(self.choices).index(str(key[0])) for key in self.position_of["site block"]])
+
+    def columns(self, group: str) -> list[tuple[object, ...]]:
+        """Return the effects of a group, in order."""
+        return list(self.position_of[group])
+
+    def rows(self, placements: Sequence[Placement]) -> dict[str, Array]:
+        """Count the effects in placements: one matrix (placements, effects) for each group."""
+        known = [self._row(placement) for placement in placements]
+        return {
+            group: np.array([row[group] for row in known]).reshape(len(known), len(of_group))
+            for group, of_group in self.position_of.items()
+        }
+
+    def _row(self, placement: Placement) -> dict[str, Array]:
+        if placement not in self._known:
+            row = {group: np.zeros(len(of_group)) for group, of_group in self.position_of.items()}
+            for site, setting in placement.items():
+                for group, keys in keys_of(site, setting).items():
+                    for key in keys:
+                        row[group][self.position_of[group][key]] += 1
+            self._known[placement] = row
+        return self._known[placement]
+
+
+def keys_of(site: str, setting: BlockSetting) -> dict[str, list[tuple[object, ...]]]:
+    """Name the effects that a block has at a site, by group."""
+    block = setting.block
+    given = [("r", setting.reduction), ("k", setting.kernel_size)]
+    settings: list[tuple[object, ...]] = [(block, name, value) for name, value in given if value is not None]
+    return {
+        "block": [(block,)],
+        "setting": settings,
+        "site": [(site,)],
+        "site block": [(site, block)],
+        "site setting": [(site, *key) for key in settings],
+    }
+
+
+class Evidence:
+    """Scores as they come in, with what their placements have in common.
+
+    Args:
+        vocabulary: The effects.
+        scores: What was observed, in the order of the trials.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, scores: Sequence[Score] = ()) -> None:
+        self.vocabulary = vocabulary
+        self.scores: list[Score] = []
+        self._number_of: dict[Placement, int] = {}
+        self._numbers = np.zeros(8, dtype=np.int64)
+        self._rows = {group: np.zeros((8, len(vocabulary.columns(group)))) for group in SUMS}
+        self._counts = {group: np.zeros((8, 8)) for group in GROUPS}
+        for score in scores:
+            self.add(score)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def add(self, score: Score) -> None:
+        """Add one more score."""
+        at = len(self.scores)
+        if at == len(self._counts["pair"]):
+            self._numbers = np.pad(self._numbers, (0, at))
+            self._rows = {group: np.pad(rows, ((0, at), (0, 0))) for group, rows in self._rows.items()}
+            self._counts = {group: np.pad(counts, (0, at)) for group, counts in self._counts.items()}
+        own = self.vocabulary.rows([score.placement])
+        for group, row in own.items():
+            self._rows[group][at] = row
+        self.scores.append(score)
+        self._numbers[at] = self._number_of.setdefault(score.placement, len(self._number_of))
+        for group, count in self.common([score.placement], own, at + 1).items():
+            self._counts[group][at, : at + 1] = self._counts[group][: at + 1, at] = count[0]
+
+    def part(self, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the effects in the first scores' placements, and what these have in common, by group."""
+        rows = {group: of_group[:size] for group, of_group in self._rows.items()}
+        return rows, {group: of_group[:size, :size] for group, of_group in self._counts.items()}
+
+    def numbers(self, size: int) -> NDArray[np.int64]:
+        """Return a number for each of the first scores, equal for equal placements."""
+        return self._numbers[:size]
+
+    def common(self, placements: Sequence[Placement], rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+        """Count what placements have in common with those of the first scores: matrices (placements, size) by group."""
+        counts = {group: rows[group] @ self._rows[group][:size].T for group in SUMS}
+        blocks = counts["site block"]
+        own = np.array([self._number_of.get(placement, -1) for placement in placements])
+        same = (own[:, None] == self._numbers[:size]) * 1.0
+        return {**counts, "pair": (blocks * blocks - blocks) / 2, "placement": same}
