@@ -200,8 +200,8 @@ def report() -> str:
         "interval over placements. sd: of one score over seeds, within placements. Paired: of the difference from "
         "plain under the same seed, by root 2. Signal: standard deviation of the placements' means, the noise in "
         "them taken away. Seconds: processor time of one training and validation. "
-        "Accuracies in points, losses in nats. Signal is all that tells placements apart under a protocol, also what long "
-        "training does not confirm: information is about the brief score itself, only tau about the long one.",
+        "Accuracies in points, losses in nats. Signal is all that tells placements apart under a protocol, also what "
+        "long training does not confirm: information is about the brief score itself, only tau about the long one.",
         "",
         "| protocol | score | placements | seeds | tau | sd | paired | signal | s / n | seconds | information/s |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
