@@ -59,3 +59,17 @@ def test_the_longest_trainings_are_what_estimates_speak_of():
     found = find(records, {"a": [SE], "b": [SE]})
     assert found.epochs == 4
     assert found.accuracy[Placement()].estimate == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_training_that_went_wrong_does_not_drown_the_others():
+    """One placement scores 0.1, the others as before: it keeps its score, they keep their intervals."""
+    settings = {"a": [SE, CBAM], "b": [SE, CBAM], "c": [SE]}
+    before = find(study(), settings)
+    after = find([*study(), record(60, "c=se(r=4)", 0.1)], settings)
+    assert after.accuracy[Placement.parse("c=se(r=4)")].estimate == pytest.approx(0.1)
+    assert after.noise < 1.5 * before.noise
+    for placement, found in before.accuracy.items():
+        assert after.accuracy[placement].estimate == pytest.approx(found.estimate, abs=0.01)
+    assert all(0 <= found.low <= found.high <= 1 for found in after.accuracy.values())
+    alone = {(e.site, str(e.setting)): e.added for e in after.effects if e.with_site is None}
+    assert alone["c", "se(r=4)"].estimate < 0

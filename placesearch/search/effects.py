@@ -56,6 +56,12 @@ SCALE_SPREAD = 0.3
 LEVEL = 100.0
 """Variance of the level around which scores lie, in variances of the scores: as good as unknown."""
 
+OUTLIER, FEWEST_TO_JUDGE = 5.0, 5
+"""Scores further than so many standard deviations below the median, by the median deviation, are raised to there.
+
+A training that went wrong says that its placement is bad. How bad is no sum of effects, and would drown all others.
+"""
+
 MOST_TO_FIT = 300
 """Variances are estimated from at most so many scores, spread evenly over the study."""
 
@@ -121,9 +127,13 @@ class Model:
         self._evidence, self.size = evidence, len(evidence) if size is None else size
         self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self.size]
         self._rows, self._counts = evidence.part(self.size)
-        self._y = np.array([score.accuracy for score in self.scores])
+        y = np.array([score.accuracy for score in self.scores])
         brief = np.array([score.brief for score in self.scores])
         self._brief = brief if brief.any() and not brief.all() else np.zeros_like(brief)
+        floor = np.where(self._brief, floor_of(y[self._brief]), floor_of(y[~self._brief]))
+        self.outliers = y < floor
+        """Which scores are so low that they were raised."""
+        self._y = np.maximum(y, floor)
         seeds = np.array([score.seed for score in self.scores])
         self._many_seeds = len(set(seeds.tolist())) > 1
         self._cells = np.unique(np.stack([seeds, self._brief]), axis=1, return_inverse=True)[1].reshape(-1)
@@ -314,3 +324,17 @@ class Model:
 
 def _squares(rows: Mapping[str, Array]) -> dict[str, Array]:
     return {group: (rows[group] ** 2).sum(1) for group in SUMS}
+
+
+def floor_of(scores: Array) -> float:
+    """Return below which value scores of one fidelity are outliers; minus infinity if they are too few to tell.
+
+    Example:
+        >>> round(floor_of(np.array([0.24, 0.95, 0.96, 0.97, 0.98])), 3)
+        0.886
+    """
+    if len(scores) < FEWEST_TO_JUDGE:
+        return -np.inf
+    middle = float(np.median(scores))
+    deviation = 1.4826 * float(np.median(abs(scores - middle)))  # that of normal ones
+    return middle - OUTLIER * deviation if deviation > 0 else -np.inf

@@ -88,7 +88,19 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
     vocabulary = vocabulary_of(settings, [score.placement for score in scores])
     model = Model(Evidence(vocabulary, scores))
     placements = list(dict.fromkeys(score.placement for score in scores))
-    accuracy = dict(zip(placements, _intervals(*model.estimate(placements)), strict=True))
+    mean, deviation = model.estimate(placements)
+    for index, placement in enumerate(placements):
+        own = [
+            (score, raised)
+            for score, raised in zip(scores, model.outliers, strict=True)
+            if score.placement == placement
+        ]
+        if all(raised for _, raised in own):  # no sum of effects explains it; what was observed is the best guess
+            mean[index], deviation[index] = np.mean([score.accuracy for score, _ in own]), model.noise
+    accuracy = {
+        placement: Interval(*(min(max(value, 0.0), 1.0) for value in (found.estimate, found.low, found.high)))
+        for placement, found in zip(placements, _intervals(mean, deviation), strict=True)
+    }
     alone = [(site, setting) for site, of_site in vocabulary.choices.items() for setting in of_site]
     added = _intervals(*model.added([Placement({site: setting}) for site, setting in alone]))
     effects = [
