@@ -91,14 +91,18 @@ def make_sampler(
 
 
 class _Earlier(optuna.Study):
-    """A study as it looks to a sampler that may see only the trials before a position."""
+    """A study as it looks to a sampler that may see only the trials before a position.
+
+    References that the space does not hold have no parameters and are not seen: Optuna's GP sampler stops at them.
+    """
 
     def __init__(self, study: optuna.Study, position: int) -> None:
         super().__init__(study_name=study.study_name, storage=study._storage, sampler=study.sampler)
         self._position = position
 
     def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
-        return [trial for trial in super()._get_trials(*arguments, **options) if trial.number < self._position]
+        earlier = [trial for trial in super()._get_trials(*arguments, **options) if trial.number < self._position]
+        return [trial for trial in earlier if trial.params or not trial.state.is_finished()]
 
 
 class UntriedSampler(BaseSampler):
