@@ -901,8 +901,8 @@ def _medians(table: pd.DataFrame) -> list[str]:
     """Write the median over landscapes of the means over seeds."""
     means = table.groupby([*CELL, *HOW, "budget"])[["hypervolume", "regret", "overstatement"]].mean()
     lines = [
-        "Median over landscapes, sizes and noises of the mean over seeds. Rows with different numbers of landscapes were "
-        "not run on the same ones, and are not comparable:",
+        "Median over landscapes, sizes and noises of the mean over seeds. Rows with different numbers of landscapes "
+        "were not run on the same ones, and are not comparable:",
         "",
     ]
     budgets = sorted(table.budget.unique())
