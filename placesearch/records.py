@@ -44,12 +44,16 @@ class Task:
         placement: What to evaluate.
         reference: Names of the reference placement that it is, if it is one.
         epochs: Passes over the training split, if other than the study's usual ones.
+        seed: Seed of initialisation, data order and augmentation, if other than the study's.
+        split: What to measure the accuracy on: `validation`, or `test` when a study is confirmed.
     """
 
     trial: int
     placement: Placement
     reference: str | None
     epochs: int | None = None
+    seed: int | None = None
+    split: str = "validation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
-from placesearch.evaluation.candidate import make_branch
 from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
@@ -243,28 +242,21 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
 def _evaluators(
     plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, workers: Workers, watch: Watch
 ) -> Iterator[Evaluators]:
-    """Give what evaluates, after training the plain network up to the branch point if the study starts there."""
+    """Give what evaluates; if the study starts at the branch point, the first to need it trains the plain network."""
     definition = plan.definition
     folder = study_folder(definition.name)
-    protocols = {definition.protocol.epochs: definition.protocol}
-    if long := definition.config.long_epochs:
-        protocols[long] = replace(definition.protocol, epochs=long)
-    branches = {epochs: folder / f"branch-{epochs}.safetensors" for epochs in protocols}
-    if definition.protocol.start != "branch":
-        branches = {}
+    branches = str(folder) if definition.protocol.start == "branch" else None
     assignment = Assignment(
         plain=definition.plain,
         protocol=definition.protocol,
         data=definition.config.data,
         device=str(device),
         weights=definition.config.weights,
-        branches={epochs: str(path) for epochs, path in branches.items()},
+        branches=branches,
         evaluate=definition.config.evaluate,
     )
-    for epochs, path in branches.items():
-        if data and not path.exists():
-            watch(Told(f"training the plain network up to the branch point of {epochs} epochs ..."))
-            make_branch(definition.plain, protocols[epochs], data, device, assignment.checkpoint()).save(path)
+    if branches and not any(folder.glob("branch-*.safetensors")):
+        watch(Told("the first trials train the plain network up to the branch point, from where all go on"))
     fits = _is_fitted(definition.config, device)
     if workers.size == 1 and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)

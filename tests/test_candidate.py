@@ -15,9 +15,9 @@ from placesearch.training.loop import Protocol
 PROTOCOL = Protocol(epochs=2, batch_size=256, learning_rate=0.05, seed=0, precision="fp32")
 
 
-def evaluator(backbone="mine:tiny", protocol=PROTOCOL, checkpoint=None):
+def evaluator(backbone="mine:tiny", protocol=PROTOCOL, checkpoint=None, branches=None):
     plain = Architecture(backbone=backbone, num_classes=10, input_size=(3, 32, 32))
-    return Evaluator(plain, protocol, load_data("digits", 32), torch.device("cpu"), checkpoint)
+    return Evaluator(plain, protocol, load_data("digits", 32), torch.device("cpu"), checkpoint, branches)
 
 
 def test_a_candidate_is_trained_and_validated(workplace):
@@ -66,3 +66,36 @@ def test_a_task_may_ask_for_a_longer_training(workplace):
     assert (brief.epochs, long.epochs) == (2, 4)
     alone = evaluator(protocol=replace(PROTOCOL, epochs=4)).evaluate(Task(0, Placement(), None), lambda _: None)
     assert long.val_loss == alone.val_loss != brief.val_loss
+
+
+def test_a_task_may_ask_for_another_seed_and_for_the_test_images(workplace):
+    placement = Placement.parse("unit1.bn2=se(r=2)")
+    evaluate = evaluator().evaluate
+    usual, other, on_test = (
+        evaluate(Task(0, placement, None, seed=seed, split=split), lambda _: None)
+        for seed, split in ((None, "validation"), (7, "validation"), (7, "test"))
+    )
+    assert (usual.seed, other.seed, on_test.seed) == (0, 7, 7)
+    assert usual.val_loss != other.val_loss != on_test.val_loss
+    alone = evaluator(protocol=replace(PROTOCOL, seed=7)).evaluate(Task(0, placement, None), lambda _: None)
+    assert (alone.val_loss, alone.correct) == (other.val_loss, other.correct)
+
+
+def test_a_branch_is_trained_once_for_each_length_and_seed_and_kept(workplace, tmp_path):
+    def plain(evaluate, **options):
+        record = evaluate(Task(0, Placement(), None, **options), lambda _: None)
+        assert record.state == "COMPLETE", record.error
+        return record.val_loss
+
+    first = evaluator(branches=tmp_path).evaluate
+    losses = [plain(first), plain(first, epochs=4), plain(first, seed=1)]
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in files] == [f"branch-{kind}.safetensors" for kind in ("2-0", "2-1", "4-0")]
+    made = [path.stat().st_mtime_ns for path in files]
+    second = evaluator(branches=tmp_path).evaluate
+    assert [plain(second), plain(second, epochs=4), plain(second, seed=1)] == losses
+    assert [path.stat().st_mtime_ns for path in files] == made
+    assert losses == [plain(evaluator().evaluate, **options) for options in ({}, {"epochs": 4}, {"seed": 1})]
+    files[0].write_bytes(b"damaged")
+    assert plain(evaluator(branches=tmp_path).evaluate) == losses[0]
+    assert files[0].stat().st_size > 100

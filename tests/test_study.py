@@ -259,7 +259,7 @@ def test_a_study_from_a_branch_trains_the_plain_network_up_to_there_once(workpla
     told = []
     one = ps.run(config(name="s", **values), watch=told.append)
     lines = [event.line for event in told if isinstance(event, Told)]
-    assert lines[0] == "training the plain network up to the branch point of 3 epochs ..."
+    assert lines[0] == "the first trials train the plain network up to the branch point, from where all go on"
     assert {record.state for record in one.records} == {"COMPLETE"}
     assert "taken over with blocks as the identity" in (one.folder / "summary.md").read_text()
     two = ps.run(config(name="t", **{**values, "trials": 2}))
@@ -347,8 +347,8 @@ def test_a_study_of_brief_and_long_trainings_speaks_of_the_long_ones(workplace, 
         "site", "block", "reduction", "kernel_size", "tried", "effect", "effect_low", "effect_high", "macs", "params"
     ]  # fmt: skip
     assert effects[effects.site.str.endswith("bn2") & effects.with_site.isna()].params.notna().all()
-    branches = sorted(path.name for path in (workplace / "studies" / study.name).glob("branch*"))
-    assert branches == (["branch-1.safetensors", "branch-2.safetensors"] if start == "branch" else [])
+    branches = sorted(path.name for path in (workplace / "studies" / study.name).glob("branch*.safetensors"))
+    assert branches == (["branch-1-0.safetensors", "branch-2-0.safetensors"] if start == "branch" else [])
 
 
 def test_long_trainings_are_longer_and_need_our_sampler(workplace):

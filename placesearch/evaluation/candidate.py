@@ -2,27 +2,32 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
-from placesearch.errors import TrainingError
+from placesearch.errors import StudyError, TrainingError
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
 from placesearch.placement import Placement
 from placesearch.records import StepEnded, Task, TrialRecord
-from placesearch.training.branch import Branch
+from placesearch.training.branch import Branch, load_branch
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
 
 Watch = Callable[[Any], None]
+
+BRANCHES = 2
+"""So many branches are kept in memory."""
 
 
 class Evaluator:
@@ -34,8 +39,9 @@ class Evaluator:
         data: What to train on.
         device: Where to.
         checkpoint: Weights that candidates start from, their blocks as the identity; None if they start from scratch.
-        branches: By the epochs of a training where the plain network was stopped in it, for candidates to go on from
-            there instead; as many trainings as candidates are to have.
+        branches: Folder of the branches that candidates go on from instead: the plain network, stopped in the midst of
+            a training of so many epochs under such a seed. One that is not there is trained when it is needed, by one
+            process, for all that share the folder.
     """
 
     def __init__(
@@ -45,12 +51,13 @@ class Evaluator:
         data: Data,
         device: torch.device,
         checkpoint: Checkpoint | None = None,
-        branches: Mapping[int, Branch] | None = None,
+        branches: Path | None = None,
     ) -> None:
         self._plain, self._protocol, self._device = plain, protocol, device
-        self._checkpoint, self._branches = checkpoint, branches or {}
+        self._checkpoint, self._folder = checkpoint, branches
+        self._branches: dict[tuple[int, int], Branch] = {}
         self._data = Data({name: split.on(device) for name, split in data.splits.items()}, data.classes, data.flip)
-        self._trainers: dict[int, Trainer] = {}
+        self._trainers: dict[tuple[int, int], Trainer] = {}
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
 
@@ -67,12 +74,9 @@ class Evaluator:
         """Train the plain network for so long, and return steps a second; 0.0 if it cannot be trained here."""
         try:
             with steady(self._device, self._protocol.threads):
-                epochs = self._protocol.epochs
-                model, trainer, branch = (
-                    self._build(Placement(), epochs),
-                    self._trainer(epochs),
-                    self._branches.get(epochs),
-                )
+                key = self._protocol.epochs, self._protocol.seed
+                branch, trainer = self._branch(*key), self._trainer(*key)
+                model = self._build(Placement(), self._protocol.seed, branch)
                 next(trainer.train(model, branch), None)  # the first step includes much that is done once
                 _finish(self._device)
                 done, began = 0, time.perf_counter()
@@ -86,36 +90,57 @@ class Evaluator:
         except (TrainingError, RuntimeError):  # RuntimeError: out of memory
             return 0.0
 
-    def _trainer(self, epochs: int) -> Trainer:
-        if epochs not in self._trainers:
-            self._trainers[epochs] = Trainer(self._data, replace(self._protocol, epochs=epochs), self._device)
-        return self._trainers[epochs]
+    def _trainer(self, epochs: int, seed: int) -> Trainer:
+        key = epochs, seed
+        if key not in self._trainers:
+            self._trainers[key] = Trainer(self._data, replace(self._protocol, epochs=epochs, seed=seed), self._device)
+        return self._trainers[key]
 
-    def _build(self, placement: Placement, epochs: int) -> nn.Module:
-        branch = self._branches.get(epochs)
+    def _branch(self, epochs: int, seed: int) -> Branch | None:
+        if self._folder is None:
+            return None
+        key = epochs, seed
+        if key not in self._branches:
+            if len(self._branches) >= BRANCHES:
+                del self._branches[next(iter(self._branches))]
+            path = self._folder / f"branch-{epochs}-{seed}.safetensors"
+            with FileLock(path.with_name(path.name + ".lock")):
+                self._branches[key] = self._stored_branch(path, *key)
+        return self._branches[key]
+
+    def _stored_branch(self, path: Path, epochs: int, seed: int) -> Branch:
+        if path.exists():
+            with suppress(StudyError):  # damaged: it is trained again, and will be the same
+                return load_branch(path)
+        model = self._plain.build(weights=self._checkpoint, seed=seed)
+        branch = self._trainer(epochs, seed).train_branch(model)
+        with suppress(OSError):  # no room for it: who needs it trains it
+            branch.save(path)
+        return branch
+
+    def _build(self, placement: Placement, seed: int, branch: Branch | None) -> nn.Module:
         checkpoint = Checkpoint("branch", branch.weights) if branch else self._checkpoint
         return self._plain.model_copy(update={"placement": placement}).build(
-            weights=checkpoint,
-            initial="identity" if checkpoint else "standard",
-            seed=self._protocol.seed,
-            sites=self._sites,
+            weights=checkpoint, initial="identity" if checkpoint else "standard", seed=seed, sites=self._sites
         )
 
     def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
         epochs = task.epochs or self._protocol.epochs
-        trainer, model = self._trainer(epochs), self._build(task.placement, epochs)
+        seed = self._protocol.seed if task.seed is None else task.seed
+        trainer, branch = self._trainer(epochs, seed), self._branch(epochs, seed)
+        model = self._build(task.placement, seed, branch)
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
         sites = tuple(f"{site}.attention." for site in task.placement)
         blocks = {name for name, _ in model.named_parameters() if name.startswith(sites)}
-        for step in trainer.train(model, self._branches.get(epochs), blocks):
+        for step in trainer.train(model, branch, blocks):
             spent += time.perf_counter() - before
             watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
             before = time.perf_counter()
         measured["train_memory_mb"] = _peak(self._device)
         _forget_peak(self._device)
-        seen = trainer.validate(model)
+        seen = trainer.validate(model, task.split)
         measured["inference_memory_mb"] = _peak(self._device)
         measured["correct"] = _packed(seen.correct)
         measured |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "training_seconds": spent}
@@ -133,7 +158,8 @@ def tried(
         measure: Evaluates it and puts what it measured into the mapping that it gets, by the names of `TrialRecord`.
     """
     began = time.perf_counter()
-    measured: dict[str, Any] = {"epochs": task.epochs or protocol.epochs, "seed": protocol.seed}
+    seed = protocol.seed if task.seed is None else task.seed
+    measured: dict[str, Any] = {"epochs": task.epochs or protocol.epochs, "seed": seed}
     state, error = "COMPLETE", None
     try:
         with steady(device, protocol.threads):
@@ -151,25 +177,6 @@ def tried(
         seconds=time.perf_counter() - began,
         **measured,
     )
-
-
-def make_branch(
-    plain: Architecture, protocol: Protocol, data: Data, device: torch.device, checkpoint: Checkpoint | None = None
-) -> Branch:
-    """Train the plain network of a study up to the branch point.
-
-    Args:
-        plain: The backbone without blocks.
-        protocol: How to train.
-        data: What to train on.
-        device: Where to.
-        checkpoint: Weights that it starts from; None for scratch.
-
-    Raises:
-        TrainingError: If the loss is no longer finite.
-    """
-    with steady(device, protocol.threads):
-        return Trainer(data, protocol, device).train_branch(plain.build(weights=checkpoint, seed=protocol.seed))
 
 
 def _packed(correct: Tensor) -> str:

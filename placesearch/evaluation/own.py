@@ -25,10 +25,11 @@ class Candidate:
 
     Args:
         architecture: The backbone with its blocks.
-        seed: Seed of the study; equal for all candidates, so that they differ in nothing but their blocks.
+        seed: Seed of the study; equal for all candidates, so that they differ in nothing but their blocks. Replicates,
+            and what is confirmed, have others.
         epochs: How long to train, in whatever the evaluation takes for an epoch.
         device: Where to.
-        split: `validation` in a search.
+        split: What to measure on: `validation` in a search, `test` when its result is confirmed.
         checkpoint: Weights that the study starts from; None for scratch.
     """
 
@@ -91,12 +92,13 @@ class OwnEvaluator:
         began = time.perf_counter()
         candidate = Candidate(
             architecture=self._plain.model_copy(update={"placement": task.placement}),
-            seed=self._protocol.seed,
+            seed=self._protocol.seed if task.seed is None else task.seed,
             epochs=task.epochs or self._protocol.epochs,
             device=self._device,
+            split=task.split,
             checkpoint=self._checkpoint,
         )
-        torch.manual_seed(self._protocol.seed)
+        torch.manual_seed(candidate.seed)
         scores = _scores(self._evaluate(candidate))
         measured |= {**scores, "training_seconds": time.perf_counter() - began}
 

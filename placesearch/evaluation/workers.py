@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Protocol as Interface
@@ -27,7 +26,6 @@ from placesearch.evaluation.own import Evaluate, OwnEvaluator, evaluation_named
 from placesearch.models.architecture import Architecture
 from placesearch.models.weights import Checkpoint, read_weights
 from placesearch.records import StepEnded, Task, TrialRecord
-from placesearch.training.branch import load_branch
 from placesearch.training.datasets import Data, load_data, shared_data
 from placesearch.training.loop import Protocol
 
@@ -51,7 +49,7 @@ class Assignment:
         device: Where to train.
         weights: What the plain network starts from, as `read_weights` takes it; None for scratch.
         evaluate: Name of the user's own evaluation; None for the built-in training.
-        branches: By the epochs of a training the file of the branch from which candidates go on, if they do.
+        branches: Folder of the branches from which candidates go on, if they do.
         shared: File from which the data are mapped, made by `share_data`; None if each worker loads them.
     """
 
@@ -60,7 +58,7 @@ class Assignment:
     data: str
     device: str
     weights: str | None = None
-    branches: Mapping[int, str] = field(default_factory=dict)
+    branches: str | None = None
     evaluate: str | None = None
     shared: str | None = None
 
@@ -68,14 +66,13 @@ class Assignment:
         """Load weights, and data and code if they are not loaded yet, and get ready."""
         evaluate = evaluate or (evaluation_named(self.evaluate) if self.evaluate else None)
         if evaluate is not None:
-            return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self.checkpoint())
+            return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self._checkpoint())
         if data is None:
             data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, self.plain.input_size[1])
-        branches = {epochs: load_branch(Path(path)) for epochs, path in self.branches.items()}
-        checkpoint = None if branches else self.checkpoint()
-        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), checkpoint, branches)
+        branches = Path(self.branches) if self.branches else None
+        return Evaluator(self.plain, self.protocol, data, torch.device(self.device), self._checkpoint(), branches)
 
-    def checkpoint(self) -> Checkpoint | None:
+    def _checkpoint(self) -> Checkpoint | None:
         """Read the weights, if there are any."""
         return read_weights(self.weights, self.plain.backbone) if self.weights else None
 

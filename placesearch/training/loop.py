@@ -102,7 +102,7 @@ class Trainer:
     """Trains candidates on data that stay on the device.
 
     Args:
-        data: The data set. Of its splits only train and validation are ever touched.
+        data: The data set. Of its splits test is not touched unless asked for by name.
         protocol: How to train.
         device: Where to.
     """
@@ -110,7 +110,7 @@ class Trainer:
     def __init__(self, data: Data, protocol: Protocol, device: torch.device) -> None:
         self.protocol, self.device, self.flip = protocol, device, data.flip
         self.train_split = data.splits["train"].on(device)
-        self.validation_split = data.splits["validation"].on(device)
+        self._splits = data.splits
         count = len(self.train_split.labels)
         sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
         pixels = sample.to(device).reshape(-1, 3).float() / 255
@@ -226,14 +226,18 @@ class Trainer:
         return GraphedStep(step, self.device) if self.device.type == "cuda" else step
 
     @torch.inference_mode()
-    def validate(self, model: nn.Module) -> Validation:
+    def validate(self, model: nn.Module, name: str = "validation") -> Validation:
         """Return how a model does on the whole validation split.
+
+        Args:
+            model: The model.
+            name: `validation`, or another split.
 
         Raises:
             TrainingError: If the loss is not finite.
         """
         model.eval()
-        split, right = self.validation_split, []
+        split, right = self._splits[name].on(self.device), []
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         batches = torch.arange(len(split.labels)).split(max(self.batch_size, VALIDATION_PIXELS // split.side**2, 128))
         for batch, images in zip(batches, self._read(split, batches), strict=True):
@@ -244,7 +248,7 @@ class Trainer:
             right.append(logits.argmax(1) == labels)
         mean_loss = float(loss) / len(split.labels)
         if not math.isfinite(mean_loss):
-            raise TrainingError(f"the validation loss is {mean_loss}")
+            raise TrainingError(f"the {name} loss is {mean_loss}")
         correct = torch.cat(right).cpu()
         return Validation(float(correct.double().mean()), mean_loss, correct)
 

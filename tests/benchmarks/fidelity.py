@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 
-from placesearch.evaluation.candidate import Evaluator, make_branch
+from placesearch.evaluation.candidate import Evaluator
 from placesearch.models.architecture import Architecture
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
@@ -107,7 +108,7 @@ def jobs() -> Iterator[Job]:
 
 
 class Bench:
-    """What a process keeps: the data, and the last evaluator."""
+    """What a process keeps: the data, and the evaluators."""
 
     def __init__(self, folder: str) -> None:
         torch.set_num_threads(1)
@@ -117,6 +118,7 @@ class Bench:
         splits = {**whole.splits, "train": train.part(every)}
         self.data = Data(splits, whole.classes, whole.flip)
         self.evaluators: dict[tuple[str, int], Evaluator] = {}
+        self.folder = TemporaryDirectory()
 
     def run(self, job: Job) -> list[object]:
         """Train and return a row of the table."""
@@ -125,11 +127,9 @@ class Bench:
             cpu = torch.device("cpu")
             usual = {"batch_size": BATCH, "learning_rate": PEAK, "seed": job.seed, "precision": pick_precision(cpu)}
             protocol = Protocol(**{**usual, **PROTOCOLS[job.protocol]})
-            branch = make_branch(PLAIN, protocol, self.data, cpu) if protocol.start == "branch" else None
-            self.evaluators = {
-                key: Evaluator(PLAIN, protocol, self.data, cpu, branches={protocol.epochs: branch} if branch else None),
-                **self.evaluators,
-            }
+            branches = Path(self.folder.name) if protocol.start == "branch" else None
+            self.evaluators[key] = Evaluator(PLAIN, protocol, self.data, cpu, branches=branches)
+            self.evaluators[key].pace(0.0)  # trains the plain network up to the branch, which is no candidate's time
         began = time.process_time()
         record = self.evaluators[key].evaluate(Task(0, Placement.parse(job.placement), None), lambda _: None)
         if record.state != "COMPLETE":
