@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "sklearn": {"training"},
     "PIL": {"training"},
     "numpy": {"front", "costs", "training", "evaluation", "search", "plan"},
-    "filelock": {"search", "study"},
+    "filelock": {"evaluation", "search", "study"},
     "safetensors": {"models", "training"},
     "scipy": {"costs", "search"},
 }
