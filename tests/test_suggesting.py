@@ -49,6 +49,23 @@ def test_suggestions_depend_on_what_is_given_alone():
     assert suggester.suggest(scores, tried, np.random.default_rng(7)) == again
 
 
+def test_what_is_repeated_is_the_member_of_the_front_of_which_least_is_known():
+    """Of those alike in all else the one with fewer scores; none that is dominated, that waits or that has no score."""
+    free, dear = Placement(), Placement({"s1": SETTINGS[0]})
+    bad, other = Placement({"s2": SETTINGS[2]}), Placement({"s5": SETTINGS[0]})
+    suggester = Suggester(CHOICES, COSTS)
+    scores = [Score(free, 0.80), Score(dear, 0.90), Score(bad, 0.70)] * 2 + [Score(free, 0.80)] * 4
+    tried = {placement: cost(placement) for placement in (free, dear, bad, other)}
+
+    def suggest(waiting):
+        return suggester.suggest(scores, tried, np.random.default_rng(0), waiting)
+
+    assert suggest([]) == dear
+    assert suggest([dear]) == free
+    assert suggest([dear, free]) not in tried
+    assert suggest(None) not in tried
+
+
 def test_a_budget_is_kept_from_the_first_suggestion_on():
     suggester, tried, scores = Suggester(CHOICES, COSTS, (), [6.0], COSTS), {}, []
     for trial in range(20):

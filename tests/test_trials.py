@@ -35,7 +35,7 @@ def finished(asked):
     return TrialRecord(
         trial=asked.trial, state="COMPLETE", placement=asked.placement, reference=asked.reference,
         val_accuracy=derived_seed(size) / 2**32, val_loss=1.0, macs=size, params=2 * size, epochs=1, seconds=1.0,
-        seed=0,
+        seed=asked.seed or 0,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_within_a_budget_everything_affordable_is_tried_and_nothing_else(tmp_pat
     trials.begin(space, {"plain": Placement()}, sampler, 0, added)
     while (asked := trials.ask()) is not None:
         trials.complete(finished(asked))
-    texts = [str(record.placement) for record in trials.records()]
+    texts = {str(record.placement) for record in trials.records()}
     affordable = [
         str(SPACE.placement(dict(zip("abc", texts, strict=True))))
         for texts in itertools.product(*SPACE.choices.values())
@@ -123,6 +123,34 @@ def test_the_sampler_learns_from_the_trials_that_it_may_see(tmp_path, sampler):
             trials.complete(replace(finished(asked), val_accuracy=accuracy, macs=1, params=1))
         texts.append([len(record.placement) for record in trials.records()[20:]])
     assert sum(texts[0]) > sum(texts[1]) + 5
+
+
+@pytest.mark.parametrize("long_epochs", [None, 4])
+def test_now_and_then_a_member_of_the_front_is_repeated_under_the_next_seed(tmp_path, long_epochs):
+    """And nothing else ever is, whether trials are interrupted or not."""
+    for name, counts in (("whole", [75]), ("pieces", [36, 30, 9])):
+        (tmp_path / name).mkdir()
+        for count in counts:
+            trials = Trials(tmp_path / name / "journal.log", "s", OBJECTIVES)
+            trials.begin(SPACE, REFERENCES, "additive", 0, added, long_epochs)
+            for _ in range(count):
+                asked = trials.ask()
+                trials.complete(replace(finished(asked), epochs=asked.epochs or 1))
+    whole = Trials(tmp_path / "whole" / "journal.log", "s", OBJECTIVES).records()
+    assert whole == trials.records()
+    again: dict[object, list[TrialRecord]] = {}
+    for record in whole:
+        again.setdefault((record.placement, record.epochs), []).append(record)
+    assert all([record.seed for record in same] == list(range(len(same))) for same in again.values())
+    seen: set[Placement] = set()
+    repeats = []
+    for record in whole:
+        if record.placement in seen and record.reference is None:
+            repeats.append(record.trial - len(REFERENCES))
+        seen.add(record.placement)
+    assert repeats == [31, 39, 47, 55, 63, 71]
+    if long_epochs:
+        assert {record.epochs for record in whole if record.trial - len(REFERENCES) in repeats} == {long_epochs}
 
 
 def test_seeds_differ(tmp_path):

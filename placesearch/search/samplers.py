@@ -15,7 +15,7 @@ from placesearch.errors import InputError, did_you_mean
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.evidence import Score
 from placesearch.search.space import NONE, Added, SearchSpace
-from placesearch.search.suggesting import Suggester
+from placesearch.search.suggesting import Suggester, is_repeat
 
 OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
@@ -180,6 +180,7 @@ class AdditiveSampler(BaseSampler):
         long_epochs: int | None = None,
     ) -> None:
         self._seed, self._space, self._added, self._long_epochs = seed, space, added, long_epochs
+        self._references = len(references)
         self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
         choices = {
             site: [None if text == NONE else BlockSetting.parse(text) for text in texts]
@@ -204,9 +205,10 @@ class AdditiveSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Suggest a choice for each site. The space has to hold a placement that is untried."""
-        scores, tried = self._seen(study, trial.number)
+        scores, tried, waiting = self._seen(study, trial.number)
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
-        return dict(self._space.chosen(self._suggester.suggest(scores, tried, random)) or {})
+        repeated = waiting if is_repeat(trial.number - self._references) else None
+        return dict(self._space.chosen(self._suggester.suggest(scores, tried, random, repeated)) or {})
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -216,24 +218,33 @@ class AdditiveSampler(BaseSampler):
 
     def settled(self, study: optuna.Study, position: int) -> bool:
         """Tell whether the front has settled, as far as the trials tell that a suggestion for a position may use."""
-        scores, tried = self._seen(study, position)
+        scores, tried, _ = self._seen(study, position)
         if len(scores) < FEWEST_TO_SETTLE or position % SETTLED_EVERY:
             return False
         return self._suggester.reached(scores, tried, derived_seed(self._seed, position)) >= SETTLED
 
-    def _seen(self, study: optuna.Study, position: int) -> tuple[list[Score], dict[Placement, Sequence[float]]]:
-        """Return the scores that a suggestion may use, and all that was tried before it with its costs."""
+    def _seen(
+        self, study: optuna.Study, position: int
+    ) -> tuple[list[Score], dict[Placement, Sequence[float]], set[Placement]]:
+        """Return the scores that a suggestion may use, all that was tried before it with its costs, and the last ones.
+
+        The last ones are those that may still be running, whether they are or not.
+        """
         scores: list[Score] = []
         tried: dict[Placement, Sequence[float]] = {}
+        last: set[Placement] = set()
         for other in study.get_trials(deepcopy=False):
             if other.number >= position or PLACEMENT not in other.user_attrs:
                 continue
             placement, costs = self._read(other.user_attrs[PLACEMENT])
             tried[placement] = costs
-            if other.number < position - LAG and other.state == TrialState.COMPLETE:
-                brief = self._long_epochs is not None and other.user_attrs["epochs"] < self._long_epochs
-                scores.append(Score(placement, other.user_attrs["val_accuracy"], brief=brief))
-        return scores, tried
+            if other.number >= position - LAG:
+                last.add(placement)
+            elif other.state == TrialState.COMPLETE:
+                seen = other.user_attrs
+                brief = self._long_epochs is not None and seen["epochs"] < self._long_epochs
+                scores.append(Score(placement, seen["val_accuracy"], seen["seed"], brief))
+        return scores, tried, last
 
     def _read(self, text: str) -> tuple[Placement, tuple[float, ...]]:
         """Return a placement and what it adds to each cost that is an objective."""

@@ -1,10 +1,11 @@
 """The additive strategy: every suggestion follows from a model of all effects, and from what is known of costs.
 
 It asks what would add most to the front if the effects were as a draw from all that they may be. So what is tried is
-what may be best, and more and more what is best; the placements that a study recommends are among them.
+what may be best, and more and more what is best; the placements that a study recommends are among them. Now and then
+the least certain member of the front is trained again, under the next seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +21,9 @@ FEWEST = 2
 
 SPARSE = 20
 """So many trials after the references are mostly brief."""
+
+REPEATED_FROM, REPEATED_EVERY = 24, 8
+"""From which trial after the references on every eighth repeats one."""
 
 DRAWS = 24
 """Draws over which is averaged how much of the best front was reached."""
@@ -58,17 +62,22 @@ class Suggester:
         scores: Sequence[Score],
         tried: Mapping[Placement, Sequence[float]],
         random: np.random.Generator,
+        waiting: Collection[Placement] | None = None,
     ) -> Placement:
-        """Return an untried placement.
+        """Return an untried placement, or one to repeat.
 
         Args:
             scores: All scores to go by, in the order of the trials; those of the last call, and more.
             tried: Every placement that was tried, also where its score is not to be used yet, and its costs.
             random: Random numbers.
+            waiting: If a placement is to be repeated, those which are not, because their scores are not to be used yet.
         """
         if len(scores) < FEWEST:
             return self._at_random(tried, random)
-        effects = self.model(scores).draw(random)
+        model = self.model(scores)
+        if waiting is not None and (least_certain := self._least_certain(model, tried, waiting)) is not None:
+            return least_certain
+        effects = model.draw(random)
         values = effects.of(list(tried))
         known = {p: (float(value), costs) for value, (p, costs) in zip(values, tried.items(), strict=True)}
         return self._proposer.propose(effects, known, random)
@@ -99,6 +108,23 @@ class Suggester:
         self._earlier = (size, Model(self._evidence, len(scores), self._earlier[1].variances, self._earlier[1]))
         return self._earlier[1]
 
+    def _least_certain(
+        self, model: Model, costs: Mapping[Placement, Sequence[float]], waiting: Collection[Placement]
+    ) -> Placement | None:
+        """Return the member of the front of which least is known, of those in the space and not waiting."""
+        placements = list(dict.fromkeys(score.placement for score in model.scores))
+        mean, deviation = model.estimate(placements)
+        on_front = non_dominated([(*costs[p], -value) for p, value in zip(placements, mean, strict=True)])
+        members = [
+            (deviation[index], placement)
+            for index, placement in enumerate(placements)
+            if on_front[index] and placement not in waiting and self._holds(placement)
+        ]
+        return max(members, key=lambda member: float(member[0]))[1] if members else None
+
+    def _holds(self, placement: Placement) -> bool:
+        return all(setting in self._choices.get(site, ()) for site, setting in placement.items())
+
     def _at_random(self, tried: Mapping[Placement, object], random: np.random.Generator) -> Placement:
         return self._proposer.nearby(
             np.zeros((1, len(self._choices)), dtype=np.int64), tried, random, len(self._choices)
@@ -127,6 +153,19 @@ def long_number(position: int) -> int | None:
     if position < SPARSE:
         return position // 5 if position % 5 == 4 else None
     return (SPARSE // 5) + (position - SPARSE) // 2 if (position - SPARSE) % 2 else None
+
+
+def is_repeat(position: int) -> bool:
+    """Tell whether a placement is to be repeated at a position; where there are long trials, such a one is long.
+
+    Args:
+        position: Position among the trials after the references, from 0.
+
+    Example:
+        >>> [position for position in range(50) if is_repeat(position)]
+        [31, 39, 47]
+    """
+    return position >= REPEATED_FROM and position % REPEATED_EVERY == REPEATED_EVERY - 1
 
 
 def last_estimate(size: int) -> int:

@@ -84,7 +84,7 @@ class Trials:
         Raises:
             InputError: If there is no such sampler.
         """
-        self._space, self._references, self._long_epochs = space, references, long_epochs
+        self._space, self._references, self._long_epochs, self._seed = space, references, long_epochs, seed
         self._running: set[int] = set()
         self._limits = dict(limits or {})
         self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs)
@@ -97,7 +97,8 @@ class Trials:
         """Return the next trial to run, None if every placement of the space was tried; it is stored as a whole.
 
         First come trials that were begun and lost, then the references, then suggestions of the sampler. One process
-        at a time may ask. Ask only while not `must_wait()`.
+        at a time may ask. Ask only while not `must_wait()`. A placement that had trials of this length before is
+        repeated, under the study's seed plus the number of these.
         """
         with at_once(self._study._storage):
             return self._ask()
@@ -125,7 +126,12 @@ class Trials:
         attributes = trial.user_attrs
         self._running.add(trial.number)
         placement, reference = Placement.parse(attributes[PLACEMENT]), attributes.get("reference")
-        return Task(trial.number, placement, reference, self._epochs_at(trial.number))
+        epochs = self._epochs_at(trial.number)
+        repeated = sum(
+            earlier.user_attrs.get(PLACEMENT) == attributes[PLACEMENT] and self._epochs_at(earlier.number) == epochs
+            for earlier in trials[: trial.number]
+        )
+        return Task(trial.number, placement, reference, epochs, self._seed + repeated if repeated else None)
 
     def is_settled(self) -> bool:
         """Tell whether the front has settled, by the model of our own sampler; with another one it never has."""

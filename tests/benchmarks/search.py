@@ -22,7 +22,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
@@ -44,7 +44,7 @@ from placesearch.search.effects import Model
 from placesearch.search.evidence import Evidence, Score, Vocabulary
 from placesearch.search.findings import REACH
 from placesearch.search.samplers import LAG
-from placesearch.search.suggesting import Suggester, long_number
+from placesearch.search.suggesting import Suggester, is_repeat, long_number
 
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
 SCORES = REPORTS / "search.csv"
@@ -557,22 +557,34 @@ def our_strategy(*, long: bool = True) -> Strategy:
             for trial in history[len(known) :]:
                 cost = float(space.cost(space.matrix([trial.choices]))[0])
                 known.append((placement_of(trial.choices), [cost]))
-            number = long_number(len(history) - len(space.references()))
+            position = len(history) - len(space.references())
+            number = long_number(position)
             fidelity = "long" if long and number is not None and len(space.units) > 1 else space.cheapest
             if fidelity != space.cheapest and number is not None and number < len(space.references()):
                 return space.references()[number], fidelity
             seen = max(0, len(history) - LAG)
-            scores = [
-                Score(placement, trial.score, brief=trial.fidelity == "brief" and long)
-                for (placement, _), trial in zip(known[:seen], history, strict=False)
-            ]
+            scores = scores_of(history[:seen])
+            if not long:
+                scores = [replace(score, brief=False) for score in scores]
             random = np.random.default_rng((seed, len(history)))
-            placement = suggester.suggest(scores, dict(known), random)
+            waiting = {placement for placement, _ in known[seen:]} if is_repeat(position) else None
+            placement = suggester.suggest(scores, dict(known), random, waiting)
             return {site: str(placement.get(site, "none")) for site in space.sites}, fidelity
 
         return ask
 
     return start
+
+
+def scores_of(history: Sequence[Trial]) -> list[Score]:
+    """Turn trials into scores; a placement that is repeated has the next seed each time."""
+    count: dict[tuple[Placement, str], int] = {}
+    scores = []
+    for trial in history:
+        key = placement_of(trial.choices), trial.fidelity
+        scores.append(Score(key[0], trial.score, count.get(key, 0), trial.fidelity == "brief"))
+        count[key] = count.get(key, 0) + 1
+    return scores
 
 
 def placement_of(choices: Choices) -> Placement:
@@ -670,7 +682,7 @@ def observed(history: Sequence[Trial], space: Space) -> Estimates:
 
 def smoothed(history: Sequence[Trial], space: Space) -> Estimates:
     """Believe the model of placesearch. Where all scores are brief it takes them for long ones."""
-    scores = [Score(placement_of(trial.choices), trial.score, brief=trial.fidelity == "brief") for trial in history]
+    scores = scores_of(history)
     model = Model(Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores))
     placements = list(dict.fromkeys(score.placement for score in scores))
     values, deviation = model.estimate(placements)
