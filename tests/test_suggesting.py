@@ -1,8 +1,10 @@
+from itertools import product
+
 import numpy as np
 
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.evidence import Score
-from placesearch.search.suggesting import Suggester, last_estimate
+from placesearch.search.suggesting import Suggester, is_repeat, last_estimate
 
 SETTINGS = [BlockSetting.parse(text) for text in ("se(r=4)", "se(r=16)", "cbam(r=4,k=3)")]
 CHOICES = {f"s{index}": [None, *SETTINGS] for index in range(6)}
@@ -24,29 +26,34 @@ def run(trials, noise, seed):
     random, suggester = np.random.default_rng(seed), Suggester(CHOICES, COSTS)
     tried, scores = {Placement(): [0.0]}, [Score(Placement(), truth(Placement()))]
     for trial in range(trials):
-        placement = suggester.suggest(scores[: max(1, len(scores) - 7)], tried, np.random.default_rng((seed, trial)))
-        assert placement not in tried
+        seen, random_of_trial = scores[: max(1, len(scores) - 7)], np.random.default_rng((seed, trial))
+        waiting = {score.placement for score in scores[len(seen) :]}
+        placement = suggester.suggest(seen, tried, waiting, trial, random_of_trial)
+        assert placement not in (waiting if is_repeat(trial) else tried)
         tried[placement] = cost(placement)
         scores.append(Score(placement, truth(placement) + float(random.normal(0, noise))))
     return suggester, scores
 
 
 def test_it_finds_what_helps_under_noise_as_large_as_the_effect():
-    for seed in range(3):
+    """Over 16 seeds, both sites were among the best two in 14; by chance 1 of 15 would be."""
+    found, late = 0, []
+    for seed in range(4):
         suggester, scores = run(60, 0.01, seed)
         wanted = [Placement({site: SETTINGS[1]}) for site in CHOICES]
         added = suggester.model(scores).added(wanted)[0]
-        assert set(np.array(list(CHOICES))[np.argsort(-added)[:2]]) == GOOD
-        late = [sum(site in score.placement for site in GOOD) for score in scores[-20:]]
-        assert np.mean(late) > 1.4  # of 2; by chance it would be 1
+        found += len(set(np.array(list(CHOICES))[np.argsort(-added)[:2]]) & GOOD)
+        late += [sum(site in score.placement for site in GOOD) for score in scores[-20:]]
+    assert found >= 6  # of 8; by chance it would be 2.7
+    assert np.mean(late) > 1.5  # of 2; by chance it would be 1
 
 
 def test_suggestions_depend_on_what_is_given_alone():
     """Not on what the suggester was asked before."""
     suggester, scores = run(25, 0.01, 0)
     tried = {score.placement: cost(score.placement) for score in scores}
-    again = Suggester(CHOICES, COSTS).suggest(scores, tried, np.random.default_rng(7))
-    assert suggester.suggest(scores, tried, np.random.default_rng(7)) == again
+    again = Suggester(CHOICES, COSTS).suggest(scores, tried, (), 26, np.random.default_rng(7))
+    assert suggester.suggest(scores, tried, (), 26, np.random.default_rng(7)) == again
 
 
 def test_what_is_repeated_is_the_member_of_the_front_of_which_least_is_known():
@@ -57,19 +64,30 @@ def test_what_is_repeated_is_the_member_of_the_front_of_which_least_is_known():
     scores = [Score(free, 0.80), Score(dear, 0.90), Score(bad, 0.70)] * 2 + [Score(free, 0.80)] * 4
     tried = {placement: cost(placement) for placement in (free, dear, bad, other)}
 
-    def suggest(waiting):
-        return suggester.suggest(scores, tried, np.random.default_rng(0), waiting)
+    def suggest(position, *waiting):
+        return suggester.suggest(scores, tried, waiting, position, np.random.default_rng(0))
 
-    assert suggest([]) == dear
-    assert suggest([dear]) == free
-    assert suggest([dear, free]) not in tried
-    assert suggest(None) not in tried
+    assert suggest(31) == dear
+    assert suggest(31, dear) == free
+    assert suggest(31, dear, free) not in tried
+    assert suggest(32) not in tried
+
+
+def test_every_other_suggestion_is_what_is_expected_to_add_most():
+    """Which no random number changes."""
+    suggester, scores = run(30, 0.002, 0)
+    tried = {score.placement: cost(score.placement) for score in scores}
+    odd, even = (
+        {suggester.suggest(scores, tried, (), position, np.random.default_rng(n)) for n in range(8)}
+        for position in (1, 2)
+    )
+    assert len(odd) == 1 < len(even)
 
 
 def test_a_budget_is_kept_from_the_first_suggestion_on():
     suggester, tried, scores = Suggester(CHOICES, COSTS, (), [6.0], COSTS), {}, []
     for trial in range(20):
-        placement = suggester.suggest(scores[:-7], tried, np.random.default_rng(trial))
+        placement = suggester.suggest(scores[:-7], tried, (), trial, np.random.default_rng(trial))
         tried[placement] = cost(placement)
         scores.append(Score(placement, truth(placement)))
     assert max(value for (value,) in tried.values()) <= 6
@@ -82,13 +100,14 @@ def test_variances_are_estimated_less_and_less_often():
 
 
 def test_the_front_settles_as_scores_come_in_and_later_with_more_noise():
-    reached = []
-    for noise in (0.001, 0.02):
-        suggester, scores = run(60, noise, 1)
+    reached = {}
+    for noise, seed in product((0.001, 0.02), (0, 1)):
+        suggester, scores = run(60, noise, seed)
         costs = {score.placement: cost(score.placement) for score in scores}
-        reached.append([suggester.reached(scores[:size], costs, 0) for size in (10, 60)])
-    assert reached[0][0] < reached[0][1]
-    assert reached[0][1] > 0.9 > reached[1][1]
+        for size in (10, 60):
+            reached[noise, size] = reached.get((noise, size), 0.0) + suggester.reached(scores[:size], costs, 0) / 2
+    assert reached[0.001, 10] < reached[0.001, 60] > 0.8
+    assert reached[0.02, 60] < reached[0.001, 60] - 0.05
 
 
 def test_a_model_that_takes_over_work_is_the_same_to_the_last_bit():

@@ -15,7 +15,7 @@ from placesearch.errors import InputError, did_you_mean
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.evidence import Score
 from placesearch.search.space import NONE, Added, SearchSpace
-from placesearch.search.suggesting import Suggester, is_repeat
+from placesearch.search.suggesting import Suggester
 
 OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
@@ -207,8 +207,8 @@ class AdditiveSampler(BaseSampler):
         """Suggest a choice for each site. The space has to hold a placement that is untried."""
         scores, tried, waiting = self._seen(study, trial.number)
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
-        repeated = waiting if is_repeat(trial.number - self._references) else None
-        return dict(self._space.chosen(self._suggester.suggest(scores, tried, random, repeated)) or {})
+        position = trial.number - self._references
+        return dict(self._space.chosen(self._suggester.suggest(scores, tried, waiting, position, random)) or {})
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -1,8 +1,9 @@
 """The additive strategy: every suggestion follows from a model of all effects, and from what is known of costs.
 
-It asks what would add most to the front if the effects were as a draw from all that they may be. So what is tried is
-what may be best, and more and more what is best; the placements that a study recommends are among them. Now and then
-the least certain member of the front is trained again, under the next seed.
+It asks what would add most to the front: in turns if the effects were as a draw from all that they may be, and if they
+were as expected. So what is tried is what may be best, and what most likely is, and the placements that a study
+recommends are among them. Where there are long trials, these go by what is expected. Now and then the least certain
+member of the front is trained again, under the next seed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -61,23 +62,25 @@ class Suggester:
         self,
         scores: Sequence[Score],
         tried: Mapping[Placement, Sequence[float]],
+        waiting: Collection[Placement],
+        position: int,
         random: np.random.Generator,
-        waiting: Collection[Placement] | None = None,
     ) -> Placement:
         """Return an untried placement, or one to repeat.
 
         Args:
             scores: All scores to go by, in the order of the trials; those of the last call, and more.
             tried: Every placement that was tried, also where its score is not to be used yet, and its costs.
+            waiting: Placements which are not to be repeated, because their last scores are not to be used yet.
+            position: Position among the trials after the references, from 0.
             random: Random numbers.
-            waiting: If a placement is to be repeated, those which are not, because their scores are not to be used yet.
         """
         if len(scores) < FEWEST:
             return self._at_random(tried, random)
         model = self.model(scores)
-        if waiting is not None and (least_certain := self._least_certain(model, tried, waiting)) is not None:
+        if is_repeat(position) and (least_certain := self._least_certain(model, tried, waiting)) is not None:
             return least_certain
-        effects = model.draw(random)
+        effects = model.expected() if position % 2 else model.draw(random)
         values = effects.of(list(tried))
         known = {p: (float(value), costs) for value, (p, costs) in zip(values, tried.items(), strict=True)}
         return self._proposer.propose(effects, known, random)
@@ -138,8 +141,8 @@ def _settings(choices: Mapping[str, Sequence[BlockSetting | None]]) -> dict[str,
 def long_number(position: int) -> int | None:
     """Return which of the long trials is at a position, from 0; None if the one there is brief.
 
-    Of the first trials every fifth is long, later every other one: at first much can be learned from brief ones, in the
-    end what is left to learn is what they cannot tell.
+    Of the first trials every fifth is long, later every other one, the odd ones: at first much can be learned from
+    brief ones, in the end what is left to learn is what they cannot tell.
 
     Args:
         position: Position among the trials after the references, from 0.
