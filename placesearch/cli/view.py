@@ -15,7 +15,8 @@ from placesearch.front import front
 from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.writing import estimate_text, latency_text
 from placesearch.search.findings import Findings
-from placesearch.study import Study, Watch
+from placesearch.staffing import Watch
+from placesearch.study import Study
 
 
 class _Course:
