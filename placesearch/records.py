@@ -144,7 +144,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class StudyBegan:
-    """The search is about to begin or to go on.
+    """The search, or the confirmation of its result, is about to begin or to go on.
 
     Args:
         name: The study.
@@ -154,6 +154,7 @@ class StudyBegan:
         jobs: How many trials run at a time.
         objectives: Names of the objectives.
         lines: What is being run, in sentences for a person.
+        split: What accuracies are measured on: `validation` in a search, `test` in a confirmation.
     """
 
     name: str
@@ -163,6 +164,7 @@ class StudyBegan:
     jobs: int
     objectives: tuple[str, ...]
     lines: tuple[str, ...]
+    split: str = "validation"
 
 
 @dataclass(frozen=True, slots=True)

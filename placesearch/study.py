@@ -18,19 +18,21 @@ from placesearch.definition import STUDIES, Definition, read_definition_of, sett
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Evaluators, Workers
-from placesearch.front import front, knee
+from placesearch.front import front
 from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.tables import accuracies, front_frame, trials_frame
-from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
+from placesearch.reporting.tables import accuracies, front_frame, trials_frame, verdict_frame
+from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import LAG, check_sampler
 from placesearch.search.trials import Trials
 from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
 from placesearch.training.datasets import SPLITS, load_data
 from placesearch.training.loop import pick_device
+from placesearch.verdict.trainings import TrainingFile
+from placesearch.verdict.verdicts import Confirmed, judge
 
 REPORTS = Path("reports")
 
@@ -43,6 +45,7 @@ class Study:
         subject: What was run.
         records: Its trials that ended by themselves, in order of position.
         findings: What they say, with intervals; None if they are too few.
+        confirmed: What trainings on fresh seeds say; None if there were none.
         ended: Why the search stopped; empty for a study that was only loaded.
         seconds: Wall time of this run's search.
         training_share: Share of this run's search, times its workers, that went into training steps.
@@ -51,6 +54,7 @@ class Study:
     subject: Subject
     records: tuple[TrialRecord, ...]
     findings: Findings | None = None
+    confirmed: Confirmed | None = None
     ended: str = ""
     seconds: float = 0.0
     training_share: float = 0.0
@@ -72,11 +76,9 @@ class Study:
 
     @property
     def best(self) -> Architecture | None:
-        """The pick, as in best.yaml; None if no trial succeeded."""
-        members = self.front
-        if not members:
-            return None
-        return found_architecture(self.subject, knee(members, self.subject.objectives, accuracies(self.findings)))
+        """The pick, as in best.yaml, which follows the verdict where there is one; None if no trial succeeded."""
+        best, _ = pick(self.subject.objectives, self.records, self.findings, self.confirmed)
+        return None if best is None else found_architecture(self.subject, best)
 
     @property
     def caution(self) -> str:
@@ -91,6 +93,11 @@ class Study:
         """Return the columns of front.csv, one row a member of the front."""
         return front_frame(self.records, self.subject.objectives, self.findings)
 
+    def verdict_frame(self) -> pd.DataFrame:
+        """Return the columns of verdict.csv, one row a comparison; no rows before `confirm`."""
+        members = {record.placement for record in self.front}
+        return verdict_frame(self.confirmed, self.records, self.findings, members)
+
     def write_report(self) -> None:
         """Write the report folder.
 
@@ -98,7 +105,7 @@ class Study:
             InputError: If it cannot be written; the trials are safe.
         """
         try:
-            write_report(self.folder, self.subject, self.records, self.findings)
+            write_report(self.folder, self.subject, self.records, self.findings, self.confirmed)
         except OSError as error:
             raise InputError(
                 f"cannot write {self.folder}: {error.strerror}; "
@@ -238,7 +245,8 @@ def _study(definition: Definition, trials: Trials) -> Study:
     subject = definition.subject()
     if how:
         subject = replace(subject, facts=(*subject.facts, ("latency", how)))
-    return Study(subject, tuple(records), subject.find(records))
+    confirmed = judge(TrainingFile(study_folder(definition.name) / "confirm.jsonl").read())
+    return Study(subject, tuple(records), subject.find(records), confirmed)
 
 
 def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
