@@ -13,7 +13,7 @@ from rich.text import Text
 
 from placesearch.front import front
 from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.verdict_section import difference_text, verdict_text
+from placesearch.reporting.verdict_section import difference_text
 from placesearch.reporting.writing import estimate_text, latency_text
 from placesearch.search.findings import Findings
 from placesearch.staffing import Watch
@@ -284,14 +284,12 @@ def _front_table(members: Sequence[TrialRecord], title: str, findings: Findings 
 def _verdict_table(confirmed: Confirmed, title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     starts = len({one.start for one in confirmed.verdicts}) > 1
-    table.add_column("difference in points", no_wrap=True)
-    for name in ("against", *(["start"] if starts else []), "verdict"):
-        table.add_column(name)
+    for name in ("difference in points", "verdict", "against", *(["start"] if starts else [])):
+        table.add_column(name, no_wrap=True)
     table.add_column("placement", overflow="fold", min_width=12)
     for one in confirmed.verdicts:
-        cells = [difference_text(one), one.against, *([one.start] if starts else [])]
-        name = one.reference or str(one.placement)
-        table.add_row(*cells, verdict_text(one).replace("**", ""), Text(name))
+        cells = [difference_text(one), one.verdict, one.against, *([one.start] if starts else [])]
+        table.add_row(*cells, Text(one.reference or str(one.placement)))
     return table
 
 

@@ -204,8 +204,8 @@ def _corrected(tested: Sequence[tuple[Verdict, Paired | None, bool, bool]]) -> l
         low, high = found.interval(level)
         verdicts[index] = replace(
             verdict,
-            low=low,
-            high=high,
+            low=max(low, -1.0),
+            high=min(high, 1.0),
             error=found.error,
             p_single=values[index],
             p_value=p_value,
