@@ -8,9 +8,9 @@ Both are crossed: every seed is seen on every image. The difference d of correct
 
 with all three random. A t test over the seed means alone takes the test images as all there are; a test over images
 alone (McNemar's) takes the trainings as all there are. This is the two-way model of several readers of the same cases
-(here seeds and images), with the standard error of the mean and the degrees of freedom that are usual there. One variance
-for all networks of a study would find smaller differences, but claims too many where they differ in noise, or each has
-difficult images of its own. How often each of these is wrong is measured: `reports/benchmarks/verdict.md`.
+(here seeds and images), with the standard error of the mean and the degrees of freedom that are usual there.
+One variance for all networks of a study would find smaller differences, but claims too many where they differ in noise,
+or each has difficult images of its own. How often each of these is wrong: `reports/benchmarks/verdict.md`.
 
 Sources: Obuchowski & Rockette 1995, Commun. Stat. Simul. 24:285; Hillis 2007, Stat. Med. 26:596 (degrees of freedom);
 Holm 1979, Scand. J. Stat. 6:65; Guilbaud 2008, Biom. J. 50:678 (intervals that go with it).

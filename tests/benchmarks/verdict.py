@@ -292,7 +292,8 @@ def main() -> None:
         "# Verdicts: how often wrong, how often right",
         "",
         f"{STUDIES:,} simulated studies a row, seven networks, {len(PAIRS)} comparisons, "
-        f"random numbers seeded with the number of seeds, {IMAGES:,} test images, accuracy {100 * ACCURACY:.0f} %; {platform.machine()}, one of "
+        f"random numbers seeded with the number of seeds, {IMAGES:,} test images, accuracy {100 * ACCURACY:.0f} %; "
+        f"{platform.machine()}, one of "
         f"{len(os.sched_getaffinity(0))} cores, numpy {np.__version__}, scipy {scipy.__version__}, torch "
         f"{torch.__version__}; {(time.monotonic() - began) / 60:.0f} minutes. Made by "
         "`python tests/benchmarks/verdict.py`, which states the model.",
@@ -310,7 +311,8 @@ def main() -> None:
         "",
         "## One is better by what is called detectable: studies that find it better than plain",
         "",
-        "The stated power is 80 %, with the standard error taken as known. Error: root mean square of the standard error of a difference; degrees: median.",
+        "The stated power is 80 %, with the standard error taken as known. "
+        "Error: root mean square of the standard error of a difference; degrees: median.",
         "",
         "| noise | seeds | error, points | degrees | gain, points | found |",
         "|---|---:|---:|---:|---:|---|",
