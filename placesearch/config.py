@@ -119,6 +119,7 @@ class StudyConfig(BaseModel):
     stem: Literal["original", "small"] = "original"
     weights: Annotated[str, Field(min_length=1)] | None = None
     start: Literal["scratch", "branch", "pretrained"] | None = None
+    stop_early: bool = False
     evaluate: Annotated[str, Field(min_length=3, pattern=":")] | None = None
     blocks: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("se", "cbam")
     reductions: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)] = (

@@ -197,6 +197,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
             config.long_epochs or None,
             plan.limits,
+            definition.protocol.epochs if config.stop_early else None,
         )
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
@@ -286,7 +287,8 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
     if config.trials is not None and len(records) + running >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
-        an_epoch = [record.seconds / (record.epochs or epochs) for record in records if record.seconds is not None]
+        whole = [record for record in records if record.seconds is not None and record.state != "PRUNED"]
+        an_epoch = [record.seconds / (record.epochs or epochs) for record in whole if record.seconds is not None]
         usual = epochs * median(an_epoch) if an_epoch else 0.0
         elapsed = time.monotonic() - began
         if elapsed >= config.timeout or elapsed + usual > config.timeout:

@@ -49,6 +49,19 @@ class Broken(Tiny):
         return logits * float("inf") if self.training else logits
 
 
+class Late(Tiny):
+    """A network with random numbers in training and validation, without finite logits in its first eight steps."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        logits = super().forward(x) + 0.01 * torch.randn(1)
+        return logits if self.training or self.steps > 8 else logits * float("inf")
+
+
 class Heavy(Tiny):
     """A network of 4 MiB, so that one that is forgotten anywhere is noticed."""
 
@@ -78,6 +91,10 @@ class Odd(Tiny):
 
 def heavy(num_classes: int) -> nn.Module:
     return Heavy(num_classes)
+
+
+def late(num_classes: int) -> nn.Module:
+    return Late(num_classes)
 
 
 def odd(num_classes: int) -> nn.Module:

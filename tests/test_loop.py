@@ -175,6 +175,22 @@ def test_the_test_split_is_never_touched(digits):
     trained(guarded, tiny())
 
 
+def test_validation_leaves_a_training_as_it_was(digits):
+    def dropping():
+        model = tiny()
+        model.head = nn.Sequential(nn.Dropout(0.5), model.head)
+        return model
+
+    straight = trained(digits, dropping(), epochs=2)
+    model, trainer = dropping(), Trainer(digits, protocol(epochs=2), CPU)
+    for _ in trainer.train(model):
+        assert model.training
+        trainer.validate(model)
+    seen = trainer.validate(model.eval())
+    assert not model.training
+    assert (seen.accuracy, seen.loss) == straight
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_says_when(digits):
     with pytest.raises(TrainingError, match="epoch 1 of 3"):
         trained(digits, Broken(10), epochs=3)

@@ -85,9 +85,15 @@ def cli() -> None:
 @cli.command("run")
 @click.argument("study", required=False, type=click.Path(path_type=Path), metavar="[STUDY.yaml]")
 @_study_options
+@click.option(
+    "--stop-early/--no-stop-early",
+    "stop_early",
+    default=None,
+    help="Stop trainings that will not reach the front.  [default: no]",
+)
 @click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study file may name.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: str | None) -> None:
+def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Search for placements, or go on with a study where it stopped.
 
     Options on the command line win over the study file, which wins over defaults. With none of

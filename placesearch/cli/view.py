@@ -165,7 +165,7 @@ def show_result(study: Study) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    failed = [record for record in records if record.state != "COMPLETE"]
+    failed = [record for record in records if record.state == "FAIL"]
     if failed:
         console.print(
             f"{len(failed)} of {len(records)} trials failed; the first: {failed[0].error}",
@@ -173,6 +173,9 @@ def show_result(study: Study) -> None:
             markup=False,
             soft_wrap=True,
         )
+    stopped = sum(record.state == "PRUNED" for record in records)
+    if stopped:
+        console.print(f"{stopped} of {len(records)} trials stopped early", highlight=False)
     members = study.front
     if members:
         console.print(_front_table(members, f"front of {study.name}", study.findings))
@@ -298,6 +301,9 @@ def _name(record: TrialRecord) -> str:
 
 
 def _outcome(record: TrialRecord, split: str) -> str:
+    if record.state == "PRUNED":
+        seen = _percent(record.curve[-1]) if record.curve else "?"
+        return f"stopped early, at {seen} after {record.stopped_after} of {record.epochs} epochs"
     if record.state != "COMPLETE":
         return f"failed: {record.error}"
     return f"{split} accuracy {_percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"

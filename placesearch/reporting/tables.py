@@ -41,8 +41,14 @@ TRIAL_COLUMNS = {
     "latency_batch_ratio_high": "float64",
     "train_memory_mb": "float64",
     "inference_memory_mb": "float64",
+    "curve": "object",
+    "stopped_after": "Int64",
+    "forecast": "float64",
 }
 """Columns of trials.csv and their types."""
+
+_NAMES = list(TRIAL_COLUMNS)
+_OF_MEMBERS = _NAMES[_NAMES.index("macs_full") : _NAMES.index("curve")]
 
 FRONT_COLUMNS = {
     "trial": "int64",
@@ -55,7 +61,7 @@ FRONT_COLUMNS = {
     "macs": "Int64",
     "params": "Int64",
     "latency_ms": "float64",
-    **{name: TRIAL_COLUMNS[name] for name in list(TRIAL_COLUMNS)[list(TRIAL_COLUMNS).index("macs_full") :]},
+    **{name: kind for name, kind in TRIAL_COLUMNS.items() if name in _OF_MEMBERS},
     "epochs": "Int64",
 }
 """Columns of front.csv and their types."""
@@ -121,10 +127,9 @@ def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
     Args:
         records: Finished trials.
     """
-    rows = {
-        name: [str(record.placement) if name == "placement" else getattr(record, name) for record in records]
-        for name in TRIAL_COLUMNS
-    }
+    rows = {name: [getattr(record, name) for record in records] for name in TRIAL_COLUMNS}
+    rows["placement"] = [str(record.placement) for record in records]
+    rows["curve"] = [" ".join(map(str, record.curve)) if record.curve else None for record in records]
     return pd.DataFrame(rows).astype(TRIAL_COLUMNS)
 
 

@@ -185,6 +185,9 @@ def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings
             "placements apart as no sum over sites. Intervals hold the true value with a probability of 90 % if that "
             "model holds; where they overlap, no difference is shown."
         )
+    stopped = sum(record.state == "PRUNED" for record in records)
+    if stopped and findings:
+        lines.append(f"Of the {stopped} stopped early, estimates take what was expected of them for what they scored.")
     epochs = {record.epochs for record in records if record.state == "COMPLETE"}
     if len(epochs) < 2:
         lines.append(
@@ -219,8 +222,9 @@ def summary(
     complete = [record for record in records if record.state == "COMPLETE"]
     lines = [f"# {subject.name}", "", "## What was run", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value} |" for word, value in subject.facts]
-    failed = len(records) - len(complete)
-    lines += [f"| trials | {len(complete)} complete, {failed} failed |", "", "## Front", ""]
+    failed, stopped = ([record for record in records if record.state == state] for state in ("FAIL", "PRUNED"))
+    early = f", {len(stopped)} stopped early" if stopped else ""
+    lines += [f"| trials | {len(complete)} complete{early}, {len(failed)} failed |", "", "## Front", ""]
     if not members:
         lines += ["No trial succeeded; the column `error` of trials.csv says why.", ""]
     else:
@@ -245,7 +249,7 @@ def summary(
         ]
     if failed:
         lines += ["## Failures", ""]
-        lines += [f"- trial {r.trial}, `{r.placement}`: {r.error}" for r in records if r.state != "COMPLETE"]
+        lines += [f"- trial {r.trial}, `{r.placement}`: {r.error}" for r in failed]
         lines += [""]
     return "\n".join(lines)
 
