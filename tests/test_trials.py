@@ -356,10 +356,10 @@ def test_references_are_looked_at_and_never_stopped(tmp_path):
     for _ in range(40):
         asked = trials.ask()
         if asked.reference:
-            assert asked.milestone == Milestone(12 if asked.epochs else 3)
+            assert asked.milestone == Milestone(16 if asked.epochs else 4)
             epochs.append(asked.milestone.epoch)
         trials.complete(stopped_or_finished(asked))
-    assert epochs == [3] * 3 + [12] * 3
+    assert epochs == [4] * 3 + [16] * 3
 
 
 def test_long_trials_are_compared_with_long_ones(tmp_path):
@@ -368,7 +368,7 @@ def test_long_trials_are_compared_with_long_ones(tmp_path):
     for position in range(30):
         asked = trials.ask()
         if asked.epochs:
-            assert asked.milestone == Milestone(12), position  # fewer than FEWEST long ones so far
+            assert asked.milestone == Milestone(16), position  # fewer than FEWEST long ones so far
         record = stopped_or_finished(asked)
         trials.complete(replace(record, val_accuracy=0.1) if asked.epochs else record)
     assert sum(record.state == "PRUNED" for record in trials.records()) > 2
