@@ -137,13 +137,13 @@ class Trials:
             for earlier in trials[: trial.number]
         )
         seed = self._seed + repeated if repeated else None
-        looked_at = self._milestone(trial.number, attributes)
+        looked_at = self._milestone(trial.number, attributes, stops=reference is None and not repeated)
         return Task(trial.number, placement, reference, epochs, seed, milestone=looked_at)
 
-    def _milestone(self, position: int, attributes: Mapping[str, Any]) -> Milestone | None:
+    def _milestone(self, position: int, attributes: Mapping[str, Any], *, stops: bool) -> Milestone | None:
         """Return where a trial is looked at on its way; whether it is stopped there depends on no later trial's result.
 
-        As a suggestion may, it depends on the trials before the last LAG ones. References are never stopped.
+        As a suggestion may, it depends on the trials before the last LAG ones. References and repeats are not stopped.
         """
         if self._stopped_epochs is None:
             return None
@@ -151,7 +151,7 @@ class Trials:
         epoch = milestone_epoch(epochs)
         if epoch is None:
             return None
-        if "reference" in attributes:
+        if not stops:
             return Milestone(epoch)
         ended = [
             Ended(self._costs_of(given[PLACEMENT]), given["curve"][0], given["val_accuracy"])
