@@ -244,40 +244,44 @@ def simulated(kind: str, noise: float, seed: int, doubt: float | None) -> tuple[
     space, random = landscape.space, np.random.default_rng(seed)
     suggester = Suggester({site: [None, *SETTINGS] for site in space.sites}, [list(space.params.astype(float))])
     references = [placement_of(chosen) for chosen in space.references()]
-    tried: dict[Placement, list[float]] = {}
+    trials: list[Placement] = []
+    costs: dict[Placement, list[float]] = {}
     scores: list[Score] = []
     ended: list[Ended | None] = []
     spent = 0.0
     while spent < BUDGET:
-        position = len(tried)
+        position = len(trials)
         seen = max(0, position - LAG)
         if position < len(references):
             placement = references[position]
         else:
-            placement = suggester.suggest(scores[:seen], tried, np.random.default_rng((seed, position)))
+            after, own = position - len(references), np.random.default_rng((seed, position))
+            placement = suggester.suggest(scores[:seen], costs, set(trials[seen:]), after, own)
         matrix = space.matrix([{site: str(placement.get(site, "none")) for site in space.sites}])
         cost, truth = float(space.cost(matrix)[0]), PLAIN_SCORE + float(landscape.gains(matrix)[0])
         at_end, apart = noise * SIGNAL * random.standard_normal(2)
         on_the_way = truth + SHARED * at_end + (1 - SHARED**2) ** 0.5 * apart
-        tried[placement] = [cost]
+        repeated = trials.count(placement)
+        trials.append(placement)
+        costs[placement] = [cost]
         found = Milestone(0)
-        if doubt is not None and position >= len(references):
+        if doubt is not None and position >= len(references) and not repeated:
             found = forecasting(doubt)(0, (cost,), [one for one in ended[:seen] if one])
         if on_the_way < found.floor:
-            scores.append(Score(placement, found.intercept + found.slope * on_the_way))
+            scores.append(Score(placement, found.intercept + found.slope * on_the_way, repeated))
             ended.append(None)
         else:
-            scores.append(Score(placement, truth + at_end))
+            scores.append(Score(placement, truth + at_end, repeated))
             ended.append(Ended((cost,), on_the_way, truth + at_end))
         spent += (1.0 if ended[-1] else stopping.SHARE) + (LOOK if doubt is not None else 0.0)
     model = Model(Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores))
-    whole = [placement for placement, one in zip(tried, ended, strict=True) if one]
+    whole = list(dict.fromkeys(placement for placement, one in zip(trials, ended, strict=True) if one))
     chosen = [{site: str(placement.get(site, "none")) for site in space.sites} for placement in whole]
     matrix, values = space.matrix(chosen), model.estimate(whole)[0]
-    costs = space.cost(matrix).astype(float)
-    members = non_dominated(list(zip(costs, -values, strict=True)))
-    reached = hypervolume(landscape.gains(matrix)[members], costs[members], space.dearest) / best
-    return len(tried), ended.count(None), reached
+    params = space.cost(matrix).astype(float)
+    members = non_dominated(list(zip(params, -values, strict=True)))
+    reached = hypervolume(landscape.gains(matrix)[members], params[members], space.dearest) / best
+    return len(trials), ended.count(None), reached
 
 
 def report() -> str:
