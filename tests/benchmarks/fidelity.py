@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -197,14 +198,17 @@ def report() -> str:
         "`python tests/benchmarks/fidelity.py`.",
         "",
         "tau: Kendall's, between means over seeds of the brief score and of the long accuracy, with a 95 % bootstrap "
-        "interval over placements. sd: of one score over seeds, within placements. Paired: of the difference from "
+        "interval over placements. Repeat: the same between one seed and another of the protocol itself, mean over "
+        "pairs of seeds; for `long` about as much of it as can be foretold at all. "
+        "sd: of one score over seeds, within placements. Paired: of the difference from "
         "plain under the same seed, by root 2. Signal: standard deviation of the placements' means, the noise in "
         "them taken away. Seconds: processor time of one training and validation. "
         "Accuracies in points, losses in nats. Signal is all that tells placements apart under a protocol, also what "
         "long training does not confirm: information is about the brief score itself, only tau about the long one.",
         "",
-        "| protocol | score | placements | seeds | tau | sd | paired | signal | s / n | seconds | information/s |",
-        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| protocol | score | placements | seeds | tau | repeat | sd | paired | signal | s / n | seconds "
+        "| information/s |",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     return "\n".join([*head, *lines]) + "\n"
 
@@ -221,9 +225,15 @@ def _row(protocol: str, score: str, grid: pd.DataFrame, target: pd.DataFrame, se
     information = signal**2 / (noise**2 * seconds) if noise else float("nan")
     unit = 100 if score == "accuracy" else 1
     return (
-        f"| {protocol} | {score} | {len(grid)} | {seeds} | {tau} | {unit * sd:.3f} | {unit * paired:.3f} "
+        f"| {protocol} | {score} | {len(grid)} | {seeds} | {tau} | {_repeat(grid):.2f} | {unit * sd:.3f} "
+        f"| {unit * paired:.3f} "
         f"| {unit * signal:.3f} | {signal / noise:.2f} | {seconds:.0f} | {information:.4f} |"
     )
+
+
+def _repeat(grid: pd.DataFrame) -> float:
+    pairs = combinations(grid.columns, 2)
+    return float(np.mean([kendalltau(grid[one], grid[other]).statistic for one, other in pairs]))
 
 
 def _tau(means: np.ndarray, long: np.ndarray) -> str:
