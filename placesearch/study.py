@@ -25,7 +25,8 @@ from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.tables import accuracies, front_frame, trials_frame
+from placesearch.reporting.page import write_page
+from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import LAG, check_sampler
@@ -100,6 +101,10 @@ class Study:
         """Return the columns of front.csv, one row a member of the front."""
         return front_frame(self.records, self.subject.objectives, self.findings)
 
+    def sites_frame(self) -> pd.DataFrame:
+        """Return the columns of sites.csv, one row a setting at a site, then the strongest pairs."""
+        return effects_frame(self.findings, self.subject.cost)
+
     def write_report(self) -> None:
         """Write the report folder.
 
@@ -108,6 +113,7 @@ class Study:
         """
         try:
             write_report(self.folder, self.subject, self.records, self.findings)
+            write_page(self.folder, self.subject, self.records, self.findings, self.best)
         except OSError as error:
             raise InputError(
                 f"cannot write {self.folder}: {error.strerror}; "
