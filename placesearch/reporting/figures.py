@@ -73,30 +73,29 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
         bars = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below)}
         return {"error_y": {**bars, "color": colour, "thickness": 1, "width": 3}}
 
-    others = ~rows.on_front & ~is_reference
-    references = is_reference & ~rows.on_front
-    data = [marks(others, "other placements", marker={"color": colours["other"], "size": 6, "opacity": 0.65})]
-    data.append(
-        marks(
-            references,
-            "references",
-            marker={"color": colours["reference"], "size": 9, "symbol": "diamond"},
-            **intervals(references, colours["reference"]),
-        )
-    )
-    front = marks(
-        rows.on_front,
-        "front",
-        mode="lines+markers",
-        line={"color": colours["front"], "shape": "hv", "width": 1.5},
-        marker={
-            "color": colours["front"],
-            "size": 11,
-            "symbol": ["diamond" if named else "circle" for named in _sorted(is_reference, rows, cost)],
-        },
-        **intervals(rows.on_front, colours["front"]),
-    )
-    data.append(front)
+    others, alone = ~rows.on_front & ~is_reference, is_reference & ~rows.on_front
+    dot = {"color": colours["front"], "size": 11}
+    diamond = {"color": colours["reference"], "size": 9, "symbol": "diamond"}
+    steps: list[tuple[float, float]] = []  # of several costs, a member may be beaten in one
+    for price, negative in sorted(zip(rows[cost][rows.on_front], -accuracy[rows.on_front], strict=True)):
+        if not steps or -negative > steps[-1][1]:
+            steps.append((float(price), float(-negative)))
+    joined = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [price for price, _ in steps],
+        "y": [value for _, value in steps],
+        "line": {"color": colours["front"], "shape": "hv", "width": 1.5},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    data = [
+        marks(others, "other placements", marker={"color": colours["other"], "size": 6, "opacity": 0.65}),
+        joined,
+        marks(rows.on_front, "front", marker=dot, **intervals(rows.on_front, colours["front"])),
+        marks(alone, "references", marker=diamond, **intervals(alone, colours["reference"])),
+        marks(is_reference & rows.on_front, "references", marker={**diamond, "size": 7}, showlegend=not alone.any()),
+    ]
     picked = rows.trial == best
     if picked.any():
         ring = {"color": "rgba(0,0,0,0)", "size": 20, "line": {"color": colours["ink"], "width": 2}}
@@ -130,10 +129,6 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
             "hovermode": "closest",
         },
     }
-
-
-def _sorted(values: "pd.Series[bool]", rows: pd.DataFrame, cost: str) -> list[bool]:
-    return [bool(values[index]) for index in rows[rows.on_front].sort_values([cost, "trial"]).index]
 
 
 def _hover(tables: PictureTables, index: Any, subject: Subject) -> str:

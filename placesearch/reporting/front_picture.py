@@ -94,11 +94,12 @@ def _panel(tables: PictureTables, cost: str, best: int | None, left: float) -> l
     shown = accuracy >= low
     others = rows[shown & ~rows.on_front & rows.reference.isna()]
     parts += [circle(across(prices[i]), up(accuracy[i]), 2.5, "other") for i in others.index]
-    members = rows[rows.on_front].assign(price=prices).sort_values("price")
+    members = rows[rows.on_front].assign(price=prices, worse=-accuracy).sort_values(["price", "worse"])
     steps: list[tuple[float, float]] = []
     for index in members.index:
         x, y = across(prices[index]), up(accuracy[index])
-        steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
+        if not steps or y < steps[-1][1]:  # of several costs, a member may be beaten in one
+            steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
         if not pd.isna(members.estimate_low[index]):
             ends = [up(max(members.estimate_low[index], low)), up(min(members.estimate_high[index], high))]
             parts.append(line(x, ends[0], x, ends[1], "front-line", 1))

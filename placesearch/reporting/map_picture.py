@@ -22,6 +22,9 @@ HEAD, ROW, FOOT = 104, 40, 104
 LONGEST = 22
 """Characters of the name of a site; of longer ones the middle is left out."""
 
+CELL = 54.0
+"""Width of a site, enough for a setting of CBAM, in pixels."""
+
 KEY = 390
 """Width of the key."""
 
@@ -106,9 +109,8 @@ def placement_map(subject: Subject, tables: PictureTables, best: int | None = No
     sites = ordered_sites(subject.sites, {*used, *of_any, *subject.added})
     shown = [*of_any.values(), *(effects[item] for p in placements for item in p.items() if item in effects)]
     most = max((abs(one.effect) for one in shown), default=0.0) or 1.0
-    cell = 54.0 if len(sites) <= 20 else 44.0
-    width, top = cell * len(sites) + 100, HEAD + 14 + 6 * max((min(len(site), LONGEST) for site in sites), default=0)
-    body = [*_network(sites, subject, cell), *_names(sites, cell, top)]
+    width, top = CELL * len(sites) + 100, HEAD + 14 + 6 * max((min(len(site), LONGEST) for site in sites), default=0)
+    body = [*_network(sites, subject), *_names(sites, top)]
     labels = [
         text(LABELS - 8, HEAD / 2 + 4, "input " + "×".join(map(str, subject.architecture.input_size)), "muted", "end"),
         text(8, top - 8, "what a block adds", "muted small"),
@@ -119,20 +121,20 @@ def placement_map(subject: Subject, tables: PictureTables, best: int | None = No
             text(8, height + 18, "any block here", "ink bold"),
             text(8, height + 32, "on average", "muted small"),
         ]
-        body += _ground([site not in of_any for site in sites], cell, width, height)
+        body += _ground([site not in of_any for site in sites], width, height)
         for index, site in enumerate(sites):
             if site in of_any:
                 one = of_any[site]
-                body.append(_mark(cell * (index + 0.5), height + ROW / 2, one, most, f"any block at {site}: {one}"))
+                body.append(_mark(CELL * (index + 0.5), height + ROW / 2, one, most, f"any block at {site}: {one}"))
         height += ROW
     for (_, row), placement in zip(members.iterrows(), placements, strict=True):
         opened = f'<g data-copy="{row.trial}"><rect class="hit" y="{height:g}" height="{ROW}" fill-opacity="0" width='
         labels += [f'{opened}"{LABELS}"/>', *_row_labels(row, subject, height, is_best=row.trial == best), "</g>"]
-        body += [f'{opened}"{width:g}"/>', *_ground([site not in placement for site in sites], cell, width, height)]
+        body += [f'{opened}"{width:g}"/>', *_ground([site not in placement for site in sites], width, height)]
         for index, site in enumerate(sites):
             if site in placement:
                 setting = placement[site]
-                found, x = effects.get((site, setting)), cell * (index + 0.5)
+                found, x = effects.get((site, setting)), CELL * (index + 0.5)
                 told = f"{site}={setting}" + (f": {found}" if found else "")
                 body.append(_mark(x, height + 15, found, most, told))
                 body.append(text(x, height + 36, setting_text(setting), "muted small", "middle"))
@@ -190,9 +192,9 @@ def _stages(sites: Sequence[str], shapes: Mapping[str, tuple[int, int, int]]) ->
     return stages
 
 
-def _network(sites: Sequence[str], subject: Subject, cell: float) -> list[str]:
+def _network(sites: Sequence[str], subject: Subject) -> list[str]:
     """Draw stages as boxes, as high as their maps are large, on the way from input to output."""
-    middle, end = HEAD / 2, cell * len(sites)
+    middle, end = HEAD / 2, CELL * len(sites)
     parts = [line(-4, middle, end + 14, middle, "muted-line", 1.5)]
     parts.append(polygon([(end + 14, middle - 4), (end + 22, middle), (end + 14, middle + 4)], "muted"))
     parts.append(text(end + 26, middle + 4, f"{subject.architecture.num_classes} classes", "muted small"))
@@ -200,7 +202,7 @@ def _network(sites: Sequence[str], subject: Subject, cell: float) -> list[str]:
     for first, last in _stages(sites, subject.sites):
         shape = next((subject.sites[site] for site in sites[first:last] if site in subject.sites), None)
         share = math.sqrt(shape[1] / max(heights)) if shape else 0.5
-        x, tall, wide = cell * first + 2, 24 + 66 * share, cell * (last - first) - 4
+        x, tall, wide = CELL * first + 2, 24 + 66 * share, CELL * (last - first) - 4
         box = f'x="{x:g}" y="{middle - tall / 2:.4g}" width="{wide:g}" height="{tall:.4g}" rx="4"/>'
         parts += [f'<rect class="panel" {box}', f'<rect class="line-line" {box}']
         parts.append(line(x, middle, x + wide, middle, "muted-line", 1.5))
@@ -210,22 +212,22 @@ def _network(sites: Sequence[str], subject: Subject, cell: float) -> list[str]:
             parts.append(text(center, middle - 10, f"{shape[1]}×{shape[2]}", "ink small", "middle"))
             words = "–".join(map(str, dict.fromkeys((channels[0], channels[-1]))))
             parts.append(text(center, middle + 19, f"{words} ch" if wide > 40 else words, "muted small", "middle"))
-    parts += [circle(cell * (index + 0.5), middle, 3.2, "ink") for index in range(len(sites))]
+    parts += [circle(CELL * (index + 0.5), middle, 3.2, "ink") for index in range(len(sites))]
     return parts
 
 
-def _names(sites: Sequence[str], cell: float, bottom: float) -> list[str]:
+def _names(sites: Sequence[str], bottom: float) -> list[str]:
     """Write the names of sites upright under the network."""
     return [
         f"<g><title>{escape(site)}</title>"
-        f"{text(cell * (index + 0.5) + 4, bottom - 8, shortened(site, LONGEST), 'ink small', 'start', -90)}</g>"
+        f"{text(CELL * (index + 0.5) + 4, bottom - 8, shortened(site, LONGEST), 'ink small', 'start', -90)}</g>"
         for index, site in enumerate(sites)
     ]
 
 
-def _ground(empty: Sequence[bool], cell: float, width: float, top: float) -> list[str]:
+def _ground(empty: Sequence[bool], width: float, top: float) -> list[str]:
     """Draw what is behind a row: a line above it, and a dot at each site without a mark."""
-    dots = [circle(cell * (index + 0.5), top + 15, 1.1, "other") for index, one in enumerate(empty) if one]
+    dots = [circle(CELL * (index + 0.5), top + 15, 1.1, "other") for index, one in enumerate(empty) if one]
     return [line(0, top, width, top), *dots]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from placesearch.models.architecture import Architecture
+from placesearch.placement import Placement
 from placesearch.records import TrialRecord
 from placesearch.reporting.drawing import DARK, LIGHT, percent, points, style
 from placesearch.reporting.figures import curves_figure, effect_figures, front_figures, history_figure
@@ -23,6 +25,9 @@ from placesearch.search.findings import Findings
 
 _VERDICT = ("placement", "against", "seeds", "difference", "difference_low", "difference_high", "p_value", "verdict")
 """Columns of verdict.csv that the page shows."""
+
+SHORTEST_FOLDED = 4
+"""A placement of more blocks is folded away in the table, so that the table stays one."""
 
 
 def write_page(
@@ -89,8 +94,13 @@ def page(
     figures |= {f"effect-{name}": one for name, one in effect_figures(subject, tables, _TINTS).items()}
     figures |= {"history": history_figure(tables, _TINTS), "curves": curves_figure(records, tables, _TINTS)}
     figures = {name: figure for name, figure in figures.items() if figure}
+    texts: dict[int, str] = {}  # each once, however many figures show it
+    for name, figure in figures.items():
+        for trace in figure["data"] if name.startswith("front-") else ():
+            texts |= dict(zip(trace.get("customdata", ()), trace.pop("text", ()), strict=True))
     data = {
         "figures": figures,
+        "texts": texts,
         "configs": {int(trial): found_architecture(subject, of_trial[trial]).to_yaml() for trial in named.trial},
         "placements": {int(trial): words for trial, words in zip(rows.trial, rows.placement, strict=True)},
         "light": dict(LIGHT),
@@ -209,9 +219,23 @@ def _table(subject: Subject, tables: PictureTables, best: int | None) -> list[di
                 "replicates": int(row.replicates),
                 "costs": shown,
                 "placement": row.placement,
+                "blocks": _blocks(row.placement),
             }
         )
     return lines
+
+
+def _blocks(words: str) -> str:
+    """Say how many blocks of each kind a placement has, if they are more than a few.
+
+    Example:
+        >>> _blocks("a=se(r=4) b=se(r=4)"), _blocks("a=se(r=4) b=se(r=4) c=eca(k=3) d=se(r=8) e=se(r=8)")
+        ('', '5 blocks: 4 se, 1 eca')
+    """
+    counts = Counter(setting.block for setting in Placement.parse(words).values())
+    if counts.total() <= SHORTEST_FOLDED:
+        return ""
+    return f"{counts.total()} blocks: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _verdict(frame: pd.DataFrame | None) -> list[dict[str, str]]:
