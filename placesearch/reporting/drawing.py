@@ -46,6 +46,7 @@ def style(colours: Mapping[str, str], within: str = "") -> str:
     """
     font = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif"
     rules = [f"text{{font-family:{font};font-size:12px}}", "text.small{font-size:10px}", "text.bold{font-weight:600}"]
+    rules.append(f"text.label{{paint-order:stroke;stroke:{colours['paper']};stroke-width:3px}}")
     for name, colour in colours.items():
         rules += [f".{name}{{fill:{colour}}}", f".{name}-line{{stroke:{colour};fill:none}}"]
     return "\n".join(within + rule for rule in rules)

@@ -73,7 +73,8 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
         bars = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below)}
         return {"error_y": {**bars, "color": colour, "thickness": 1, "width": 3}}
 
-    others, alone = ~rows.on_front & ~is_reference, is_reference & ~rows.on_front
+    is_plain = rows.placement == "none"
+    others, alone = ~rows.on_front & ~is_reference & ~is_plain, is_reference & ~rows.on_front & ~is_plain
     dot = {"color": colours["front"], "size": 11}
     diamond = {"color": colours["reference"], "size": 9, "symbol": "diamond"}
     steps: list[tuple[float, float]] = []  # of several costs, a member may be beaten in one
@@ -94,7 +95,13 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
         joined,
         marks(rows.on_front, "front", marker=dot, **intervals(rows.on_front, colours["front"])),
         marks(alone, "references", marker=diamond, **intervals(alone, colours["reference"])),
-        marks(is_reference & rows.on_front, "references", marker={**diamond, "size": 7}, showlegend=not alone.any()),
+        marks(
+            is_reference & rows.on_front & ~is_plain,
+            "references",
+            marker={**diamond, "size": 7},
+            showlegend=not alone.any(),
+        ),
+        marks(is_plain, "plain network", marker={"color": colours["ink"], "size": 10, "symbol": "square"}),
     ]
     picked = rows.trial == best
     if picked.any():

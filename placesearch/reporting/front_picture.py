@@ -76,7 +76,7 @@ def _panel(tables: PictureTables, cost: str, best: int | None, left: float) -> l
         return HEIGHT - BOTTOM - (share - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [text(left + LEFT, 20, "accuracy, %", "ink")]
-    for number in ticks(100 * low, 100 * high):
+    for number in ticks(100 * low, 100 * high, 7):
         y = up(number / 100)
         parts += [
             line(left + LEFT, y, left + WIDTH - RIGHT, y),
@@ -105,12 +105,16 @@ def _panel(tables: PictureTables, cost: str, best: int | None, left: float) -> l
             parts.append(line(x, ends[0], x, ends[1], "front-line", 1))
     if len(steps) > 1:
         parts.append(polyline(steps, "front-line", 1.2))
-    taken: list[tuple[float, float, float]] = []
-    for index in rows[shown & (rows.on_front | rows.reference.notna())].index:
+    marked = rows[shown & (rows.on_front | rows.reference.notna())]
+    taken = [(across(prices[i]) - 6, across(prices[i]) + 6, up(accuracy[i]) + 4) for i in marked.index]
+    important = marked.assign(last=(marked.trial != best) & marked.reference.isna()).sort_values(["last", "trial"])
+    for index in important.index:
         row, x, y = rows.loc[index], across(prices[index]), up(accuracy[index])
         if row.on_front:
             parts.append(circle(x, y, 4.5, "front"))
-        if isinstance(row.reference, str):
+        if row.placement == "none":
+            parts.append(polygon([(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)], "ink"))
+        elif isinstance(row.reference, str):
             parts.append(polygon([(x, y - 5), (x + 5, y), (x, y + 5), (x - 5, y)], "reference"))
         if row.trial == best:
             parts.append(circle(x, y, 8, "ink-line"))
@@ -148,5 +152,7 @@ def _label(
         free = all(abs(y + down - other) > 12 or start + wide < begin or start > end for begin, end, other in taken)
         if words and free and sides[0] <= start and start + wide <= sides[1]:
             taken.append((start, start + wide, y + down))
-            return [text(start if right else start + wide, y + down, words, "ink small", "start" if right else "end")]
+            return [
+                text(start if right else start + wide, y + down, words, "ink small label", "start" if right else "end")
+            ]
     return []

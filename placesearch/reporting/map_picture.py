@@ -168,7 +168,7 @@ def setting_text(setting: BlockSetting) -> str:
 
     Example:
         >>> setting_text(BlockSetting("cbam", 8, 7)), setting_text(BlockSetting("mine:WideGate", 4))
-        ('cbam 8·7', 'Wide…te 4')
+        ('cbam 8·7', 'Wid…ate 4')
     """
     numbers = "·".join(str(value) for value in (setting.reduction, setting.kernel_size) if value is not None)
     return f"{shortened(setting.block.rpartition(':')[2].replace('_', '-'), 7)} {numbers}".strip()
@@ -249,14 +249,14 @@ def _disc(x: float, y: float, radius: float, strength: float) -> str:
 
 
 def _row_labels(row: Any, subject: Subject, top: float, *, is_best: bool) -> list[str]:
-    name = row["reference"] if isinstance(row["reference"], str) else ""
-    words = f"trial {row['trial']}" + (", the pick" if is_best else "")
+    name = row["reference"].split(" ")[0] if isinstance(row["reference"], str) else f"trial {row['trial']}"
+    words = shortened(name + (", the pick" if is_best else ""), 23)
     accuracy = row["estimate"] if not pd.isna(row["estimate"]) else row["val_accuracy"]
     cost = costs_of(subject.objectives)[0]
     costs = "" if pd.isna(row[cost]) else f" · {short(float(row[cost]), 1e4)} {_word(cost)}"
     return [
         line(0, top, LABELS, top),
-        text(8, top + 17, shortened(f"{words}: {name}" if name else words, 23), "ink bold" if is_best else "ink"),
+        text(8, top + 17, words, "ink bold" if is_best else "ink"),
         text(8, top + 32, f"{percent(float(accuracy))}{costs}", "muted small"),
     ]
 
