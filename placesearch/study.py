@@ -26,6 +26,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.page import write_page
+from placesearch.reporting.parquet import write_parquet
 from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
 from placesearch.search.findings import Findings
@@ -105,15 +106,20 @@ class Study:
         """Return the columns of sites.csv, one row a setting at a site, then the strongest pairs."""
         return effects_frame(self.findings, self.subject.cost)
 
-    def write_report(self) -> None:
+    def write_report(self, *, parquet: bool = False) -> None:
         """Write the report folder.
 
+        Args:
+            parquet: Whether to write each table as Parquet, too.
+
         Raises:
-            InputError: If it cannot be written; the trials are safe.
+            InputError: If it cannot be written; the trials are safe. Or if Parquet is asked for and pyarrow missing.
         """
         try:
             write_report(self.folder, self.subject, self.records, self.findings)
             write_page(self.folder, self.subject, self.records, self.findings, self.best)
+            if parquet:
+                write_parquet(self.folder)
         except OSError as error:
             raise InputError(
                 f"cannot write {self.folder}: {error.strerror}; "
