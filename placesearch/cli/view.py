@@ -169,7 +169,9 @@ def show_result(study: Study) -> None:
         console.print(_front_table(members, f"front of {study.name}", study.findings))
         console.print(study.caution, highlight=False)
     console.print(
-        f"reports: {study.folder}/  (summary.md, front.csv, sites.csv, trials.csv)", highlight=False, soft_wrap=True
+        f"reports: {study.folder}/  (report.html, summary.md, front.csv, sites.csv, trials.csv)",
+        highlight=False,
+        soft_wrap=True,
     )
     if members:
         console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)

@@ -173,6 +173,8 @@ def effect_figures(subject: Subject, tables: PictureTables, colours: Mapping[str
     of_blocks = averages[averages["of"] == "block"]
     figures["block"] = _intervals(list(of_blocks.block), of_blocks, colours)
     settings = averages[averages["of"].isin(["reduction", "kernel_size"])]
+    number = settings.value.astype(int)
+    settings = settings.assign(number=number).sort_values(["block", "of", "number"], ascending=[True, False, True])
     letters = settings["of"].map({"reduction": "r", "kernel_size": "k"})
     names = [f"{b}, {letter} = {v}" for b, letter, v in zip(settings.block, letters, settings.value, strict=True)]
     figures["setting"] = _intervals(names, settings, colours)

@@ -253,12 +253,16 @@ def _row_labels(row: Any, subject: Subject, top: float, *, is_best: bool) -> lis
     words = shortened(name + (", the pick" if is_best else ""), 23)
     accuracy = row["estimate"] if not pd.isna(row["estimate"]) else row["val_accuracy"]
     cost = costs_of(subject.objectives)[0]
-    costs = "" if pd.isna(row[cost]) else f" · {short(float(row[cost]), 1e4)} {_word(cost)}"
+    costs = "" if pd.isna(row[cost]) else f" · {_four_digits(float(row[cost]))} {_word(cost)}"
     return [
         line(0, top, LABELS, top),
         text(8, top + 17, words, "ink bold" if is_best else "ink"),
         text(8, top + 32, f"{percent(float(accuracy))}{costs}", "muted small"),
     ]
+
+
+def _four_digits(number: float) -> str:
+    return short(number, 10.0 ** (math.floor(math.log10(number)) - 3)) if number > 0 else "0"
 
 
 def _word(column: str) -> str:
