@@ -1,6 +1,7 @@
 """Find out where attention blocks help in a convolutional network, and what they cost."""
 
 from placesearch.config import StudyConfig
+from placesearch.confirming import confirm
 from placesearch.costs import CostTable, profile
 from placesearch.errors import (
     BackboneError,
@@ -36,6 +37,7 @@ __all__ = [
     "StudyConfig",
     "StudyError",
     "TrainingError",
+    "confirm",
     "find_sites",
     "fold",
     "insert",

@@ -13,6 +13,9 @@ from placesearch.records import DIRECTIONS
 KINDS = ("residual", "block", "stage", "last", "head")
 """Every kind of site; `placesearch.models.sites.find_sites` says what they are."""
 
+MOST_JOBS = 8
+"""So many trials run at a time, at most; a suggestion never depends on the last seven."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -89,6 +92,13 @@ def first_problem(error: ValidationError) -> str:
     return f"{place.replace('_', '-')}: {message}{given}"
 
 
+def _workers(value: Any) -> Any:
+    """Read a number of workers as the command line gives it."""
+    if value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= MOST_JOBS):
+        return value if value == "auto" else int(value)
+    raise ValueError(f"'{value}' is no number of workers; expected 1 to {MOST_JOBS}, or auto")
+
+
 class StudyConfig(BaseModel):
     """What to search, on what, and how. The fields bear the names of the options of `placesearch run`.
 
@@ -119,6 +129,7 @@ class StudyConfig(BaseModel):
     stem: Literal["original", "small"] = "original"
     weights: Annotated[str, Field(min_length=1)] | None = None
     start: Literal["scratch", "branch", "pretrained"] | None = None
+    stop_early: bool = False
     evaluate: Annotated[str, Field(min_length=3, pattern=":")] | None = None
     blocks: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = ("se", "cbam")
     reductions: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)] = (
@@ -136,7 +147,7 @@ class StudyConfig(BaseModel):
     sampler: str = "additive"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"
-    jobs: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = "auto"
+    jobs: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
 
     def __init__(self, **values: Any) -> None:
         try:

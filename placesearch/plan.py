@@ -27,6 +27,7 @@ from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.space import SearchSpace, make_space, reference_placements, spread, with_budget
+from placesearch.search.stopping import milestone_epoch
 from placesearch.training.datasets import inspect_data
 from placesearch.training.loop import Protocol, pick_precision
 
@@ -133,6 +134,8 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         raise InputError(
             "--start scratch takes no weights; leave --weights out, or choose --start pretrained or branch"
         )
+    if config.stop_early and config.evaluate:
+        raise InputError("--stop-early stops the built-in training; your own evaluation has to decide by itself")
     if start == "branch" and config.evaluate:
         raise InputError("--start branch stops the built-in training; your own evaluation cannot start from there")
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
@@ -231,6 +234,8 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
     notes += _flat_axes(config, space, prices)
+    if config.stop_early and milestone_epoch(max(protocol.epochs, filled["long_epochs"])) is None:
+        notes.append("note: --stop-early changes nothing here; trainings of one epoch end before they could be stopped")
     return Plan(definition, space, references, prices, tuple(notes), limits)
 
 

@@ -36,6 +36,23 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Milestone:
+    """Where a training is looked at on its way, and stopped if it is hopeless.
+
+    Args:
+        epoch: After which epoch.
+        floor: Validation accuracy below which it is stopped; 0.0 for never.
+        intercept: What is to be expected in the end of an accuracy of zero there.
+        slope: How much more of each that it is higher.
+    """
+
+    epoch: int
+    floor: float = 0.0
+    intercept: float = 0.0
+    slope: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A trial to run.
 
@@ -46,6 +63,7 @@ class Task:
         epochs: Passes over the training split, if other than the study's usual ones.
         seed: Seed of initialisation, data order and augmentation, if other than the study's.
         split: What to measure the accuracy on: `validation`, or `test` when a study is confirmed.
+        milestone: Where it is looked at on its way, in a study that stops hopeless trials.
     """
 
     trial: int
@@ -54,6 +72,7 @@ class Task:
     epochs: int | None = None
     seed: int | None = None
     split: str = "validation"
+    milestone: Milestone | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +83,14 @@ class TrialRecord:
 
     Args:
         trial: Position in the study, from 0.
-        state: COMPLETE, PRUNED or FAIL.
+        state: COMPLETE, FAIL, or PRUNED if it was stopped early.
         placement: The candidate.
         val_accuracy: Share of validation images classified correctly, 0..1.
         val_loss: Mean cross-entropy on the validation split.
         macs: Multiply-adds of convolutions and linear layers for one image.
         params: Number of parameters.
         latency_ms: Median latency of one image in milliseconds, measured on the whole network.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split; of a trial that was stopped, those that it was to make.
         seconds: Wall time of the whole trial.
         seed: Seed of initialisation, data order and augmentation.
         reference: Names of the reference placement that this is, if it is one.
@@ -89,8 +108,11 @@ class TrialRecord:
         train_memory_mb: Peak memory on the GPU in training, in MiB.
         inference_memory_mb: Peak memory on the GPU in validation, in MiB.
         correct: For each validation image whether it was classified correctly, base64 of bits, the first one highest.
-        curve: Validation accuracies on the way, as the user's own evaluation returned them.
+        curve: Validation accuracies on the way: that at the milestone, in a study that stops hopeless trials; or what
+            the user's own evaluation returned.
         factors: What gates of blocks that started as the identity and cannot be folded are multiplied by, by site.
+        stopped_after: Epochs after which it was stopped early.
+        forecast: What its accuracy in the end was expected to be when it was stopped.
     """
 
     trial: int
@@ -121,6 +143,8 @@ class TrialRecord:
     correct: str | None = None
     factors: Mapping[str, float] | None = None
     curve: tuple[float, ...] | None = None
+    stopped_after: int | None = None
+    forecast: float | None = None
 
     def objectives(self, names: tuple[str, ...]) -> tuple[float, ...]:
         """Return the values of these objectives, each turned so that smaller is better.
@@ -144,7 +168,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class StudyBegan:
-    """The search is about to begin or to go on.
+    """The search, or the confirmation of its result, is about to begin or to go on.
 
     Args:
         name: The study.
@@ -154,6 +178,7 @@ class StudyBegan:
         jobs: How many trials run at a time.
         objectives: Names of the objectives.
         lines: What is being run, in sentences for a person.
+        split: What accuracies are measured on: `validation` in a search, `test` in a confirmation.
     """
 
     name: str
@@ -163,6 +188,7 @@ class StudyBegan:
     jobs: int
     objectives: tuple[str, ...]
     lines: tuple[str, ...]
+    split: str = "validation"
 
 
 @dataclass(frozen=True, slots=True)

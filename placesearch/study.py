@@ -1,10 +1,9 @@
 """Running a study: puts the rooms together, in the order in which data flow."""
 
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,33 +16,27 @@ from filelock import FileLock, Timeout
 from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
-from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
-from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
-from placesearch.front import front, knee
+from placesearch.evaluation.workers import Evaluators, Workers
+from placesearch.front import front
 from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.page import write_page
 from placesearch.reporting.parquet import write_parquet
-from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame
-from placesearch.reporting.writing import Subject, caution, found_architecture, write_report
+from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
+from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import LAG, check_sampler
 from placesearch.search.trials import Trials
-from placesearch.training.datasets import SPLITS, Data, load_data, share_data
+from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
+from placesearch.training.datasets import SPLITS, load_data
 from placesearch.training.loop import pick_device
+from placesearch.verdict.trainings import TrainingFile
+from placesearch.verdict.verdicts import Confirmed, judge
 
 REPORTS = Path("reports")
-
-MEMORY_OF_A_WORKER = 2 * 2**30
-"""Bytes that a worker process may need; fewer workers are started where there is less."""
-
-PACE_SECONDS = 3.0
-"""How long each number of workers trains the plain network, to find out how many fill a GPU."""
-
-Watch = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +47,7 @@ class Study:
         subject: What was run.
         records: Its trials that ended by themselves, in order of position.
         findings: What they say, with intervals; None if they are too few.
+        confirmed: What trainings on fresh seeds say; None if there were none.
         ended: Why the search stopped; empty for a study that was only loaded.
         seconds: Wall time of this run's search.
         training_share: Share of this run's search, times its workers, that went into training steps.
@@ -62,6 +56,7 @@ class Study:
     subject: Subject
     records: tuple[TrialRecord, ...]
     findings: Findings | None = None
+    confirmed: Confirmed | None = None
     ended: str = ""
     seconds: float = 0.0
     training_share: float = 0.0
@@ -83,11 +78,9 @@ class Study:
 
     @property
     def best(self) -> Architecture | None:
-        """The pick, as in best.yaml; None if no trial succeeded."""
-        members = self.front
-        if not members:
-            return None
-        return found_architecture(self.subject, knee(members, self.subject.objectives, accuracies(self.findings)))
+        """The pick, as in best.yaml, which follows the verdict where there is one; None if no trial succeeded."""
+        best, _ = pick(self.subject.objectives, self.records, self.findings, self.confirmed)
+        return None if best is None else found_architecture(self.subject, best)
 
     @property
     def caution(self) -> str:
@@ -106,6 +99,11 @@ class Study:
         """Return the columns of sites.csv, one row a setting at a site, then the strongest pairs."""
         return effects_frame(self.findings, self.subject.cost)
 
+    def verdict_frame(self) -> pd.DataFrame:
+        """Return the columns of verdict.csv, one row a comparison; no rows before `confirm`."""
+        members = {record.placement for record in self.front}
+        return verdict_frame(self.confirmed, self.records, self.findings, members)
+
     def write_report(self, *, parquet: bool = False) -> None:
         """Write the report folder.
 
@@ -116,7 +114,7 @@ class Study:
             InputError: If it cannot be written; the trials are safe. Or if Parquet is asked for and pyarrow missing.
         """
         try:
-            write_report(self.folder, self.subject, self.records, self.findings)
+            write_report(self.folder, self.subject, self.records, self.findings, self.confirmed)
             write_page(self.folder, self.subject, self.records, self.findings, self.best)
             if parquet:
                 write_parquet(self.folder)
@@ -164,17 +162,17 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     Raises:
         InputError: If the configuration cannot be used, or the study of this name is another, damaged or busy.
     """
-    watch = watch or _nobody
+    watch = watch or nobody
     device = device_named(config.device)
     check_sampler(config.sampler)
     if evaluate is not None:
         config = config.model_copy(update={"evaluate": name_of(evaluate)})
     if callable(evaluate):
         here: Evaluate | None = evaluate
-        jobs = 1 if config.jobs == "auto" else _jobs(config, device)
+        jobs = 1 if config.jobs == "auto" else jobs_for(config, device)
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
-        jobs = _jobs(config, device)
+        jobs = jobs_for(config, device)
     with Workers(jobs, None, watch) as workers:
         if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
             workers.hire(min(jobs, LAG + 1))  # they import torch while this process plans, which must measure nothing
@@ -199,7 +197,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
     definition = plan.definition
     jobs = workers.size = min(workers.size, config.trials or workers.size)
-    with _owned(definition.name):
+    with owned(definition.name):
         notes = settle(definition)
         trials = _trials(config)
         costs = [name for name in config.objectives if name != "accuracy"]
@@ -211,6 +209,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
             config.long_epochs or None,
             plan.limits,
+            definition.protocol.epochs if config.stop_early else None,
         )
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
@@ -226,13 +225,16 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
             )
         )
         try:
-            with _evaluators(plan, data, here, device, workers, watch) as evaluators:
+            assignment = assignment_of(definition, device)
+            if assignment.branches and not any(study_folder(definition.name).glob("branch-*.safetensors")):
+                watch(Told("the first trials train the plain network up to the branch point, from where all go on"))
+            with staffed(assignment, definition, data, here, workers, watch) as evaluators:
                 del data
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds, jobs = time.monotonic() - began, workers.size
             measure_members(definition, _study(definition, trials).front, device, lambda line: watch(Told(line)))
         except KeyboardInterrupt:
-            with _interrupts_held():
+            with interrupts_held():
                 study = _study(definition, trials)
                 study.write_report()
             raise KeyboardInterrupt(f"reports are in {study.folder}/") from None
@@ -250,78 +252,14 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
     return study
 
 
-@contextmanager
-def _evaluators(
-    plan: Plan, data: Data | None, evaluate: Evaluate | None, device: torch.device, workers: Workers, watch: Watch
-) -> Iterator[Evaluators]:
-    """Give what evaluates; if the study starts at the branch point, the first to need it trains the plain network."""
-    definition = plan.definition
-    folder = study_folder(definition.name)
-    branches = str(folder) if definition.protocol.start == "branch" else None
-    assignment = Assignment(
-        plain=definition.plain,
-        protocol=definition.protocol,
-        data=definition.config.data,
-        device=str(device),
-        weights=definition.config.weights,
-        branches=branches,
-        evaluate=definition.config.evaluate,
-    )
-    if branches and not any(folder.glob("branch-*.safetensors")):
-        watch(Told("the first trials train the plain network up to the branch point, from where all go on"))
-    fits = _is_fitted(definition.config, device)
-    if workers.size == 1 and not fits:
-        yield ThisProcess(assignment.evaluator(data, evaluate), watch)
-        return
-    shared = folder / "data.safetensors"
-    try:
-        if data is not None and share_data(data, shared):
-            assignment = replace(assignment, shared=str(shared))
-        del data
-        if fits:
-            _fit(workers, assignment, definition.config, watch)
-        else:
-            workers.assign(assignment)
-        with workers:
-            yield workers
-    finally:
-        shared.unlink(missing_ok=True)
-
-
-def _is_fitted(config: StudyConfig, device: torch.device) -> bool:
-    """Tell whether the number of workers is found by measuring."""
-    return config.jobs == "auto" and device.type == "cuda" and config.evaluate is None
-
-
-def _fit(workers: Workers, assignment: Assignment, config: StudyConfig, watch: Watch) -> None:
-    """Give workers their assignment, and find out how many of them fill the GPU. Not run on a GPU yet."""
-    device = torch.device(assignment.device)
-    watch(Told("measuring how many candidates to train at a time ..."))
-    most = min(LAG + 1, config.trials or LAG + 1)
-
-    def pace(count: int) -> float:
-        if count == 1:
-            workers.assign(assignment)
-        return workers.pace(count, PACE_SECONDS)
-
-    size, paces = fit(pace, lambda: _free_memory(device), most)
-    workers.keep(size)
-    measured = ", ".join(f"{count}: {rate:.1f}" for count, rate in enumerate(paces, 1))
-    watch(Told(f"{size} at a time; steps of the plain network a second, by the number of workers: {measured}"))
-
-
-def _free_memory(device: torch.device) -> float:
-    """Return the bytes of memory that are free on a GPU."""
-    return float(torch.cuda.mem_get_info(device)[0])
-
-
 def _study(definition: Definition, trials: Trials) -> Study:
     records = with_latencies(definition.name, trials.records())
     how = conditions_of(definition.name)
     subject = definition.subject()
     if how:
         subject = replace(subject, facts=(*subject.facts, ("latency", how)))
-    return Study(subject, tuple(records), subject.find(records))
+    confirmed = judge(TrainingFile(study_folder(definition.name) / "confirm.jsonl").read())
+    return Study(subject, tuple(records), subject.find(records), confirmed)
 
 
 def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
@@ -337,7 +275,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
                 ended = "the front has settled"
             if ended:
                 break
-            with _interrupts_held():
+            with interrupts_held():
                 task = trials.ask()
             if task is None:
                 ended = "every placement of the search space was tried"
@@ -349,7 +287,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
             return ended
         for evaluated in evaluators.results():
             record = replace(evaluated, **plan.prices.of(evaluated.placement))
-            with _interrupts_held():
+            with interrupts_held():
                 trials.complete(record)
             running.discard(record.trial)
             records.append(record)
@@ -361,7 +299,8 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
     if config.trials is not None and len(records) + running >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
-        an_epoch = [record.seconds / (record.epochs or epochs) for record in records if record.seconds is not None]
+        whole = [record for record in records if record.seconds is not None and record.state != "PRUNED"]
+        an_epoch = [record.seconds / (record.epochs or epochs) for record in whole if record.seconds is not None]
         usual = epochs * median(an_epoch) if an_epoch else 0.0
         elapsed = time.monotonic() - began
         if elapsed >= config.timeout or elapsed + usual > config.timeout:
@@ -369,23 +308,7 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
     return ""
 
 
-def _jobs(config: StudyConfig, device: torch.device) -> int:
-    """Return how many trials run at a time: on processors one a core, as far as memory and the sampler allow.
-
-    On a GPU with `auto` it is one until `_fit` has measured.
-    """
-    if config.jobs == "auto":
-        if device.type != "cpu":
-            return 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        jobs = min(cores, LAG + 1, memory // MEMORY_OF_A_WORKER)
-    else:
-        jobs = config.jobs
-    return max(1, min(jobs, config.trials or jobs))
-
-
-def _nobody(_: Event) -> None:
+def nobody(_: Event) -> None:
     """Watch nothing."""
 
 
@@ -406,7 +329,7 @@ def _trials(config: StudyConfig) -> Trials:
 
 
 @contextmanager
-def _owned(name: str) -> Iterator[None]:
+def owned(name: str) -> Iterator[None]:
     """Make the study's folder and hold it; a second run of the same study is refused."""
     folder = study_folder(name)
     made = not folder.exists()
@@ -430,7 +353,7 @@ def _owned(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back until the end of the block, so that no record is written by half."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -49,6 +49,19 @@ class Broken(Tiny):
         return logits * float("inf") if self.training else logits
 
 
+class Late(Tiny):
+    """A network with random numbers in training and validation, without finite logits in its first eight steps."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        logits = super().forward(x) + 0.01 * torch.randn(1)
+        return logits if self.training or self.steps > 8 else logits * float("inf")
+
+
 class Heavy(Tiny):
     """A network of 4 MiB, so that one that is forgotten anywhere is noticed."""
 
@@ -78,6 +91,10 @@ class Odd(Tiny):
 
 def heavy(num_classes: int) -> nn.Module:
     return Heavy(num_classes)
+
+
+def late(num_classes: int) -> nn.Module:
+    return Late(num_classes)
 
 
 def odd(num_classes: int) -> nn.Module:
@@ -110,3 +127,14 @@ def evaluate(candidate) -> dict[str, float]:
     model = candidate.build()
     start = float(model.stem.weight.detach().abs().mean())
     return {"accuracy": (1 + len(candidate.placement)) / 10, "loss": start * candidate.epochs + candidate.seed}
+
+
+class Still(nn.Module):
+    """A block of the user's own that changes nothing, whatever it learns."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0 * self.weight[:, None, None]

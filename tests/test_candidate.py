@@ -8,9 +8,9 @@ from placesearch.evaluation.candidate import Evaluator
 from placesearch.models.architecture import Architecture
 from placesearch.models.weights import Checkpoint
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, Task
+from placesearch.records import Milestone, StepEnded, Task
 from placesearch.training.datasets import load_data
-from placesearch.training.loop import Protocol
+from placesearch.training.loop import Protocol, Trainer
 
 PROTOCOL = Protocol(epochs=2, batch_size=256, learning_rate=0.05, seed=0, precision="fp32")
 
@@ -99,3 +99,45 @@ def test_a_branch_is_trained_once_for_each_length_and_seed_and_kept(workplace, t
     files[0].write_bytes(b"damaged")
     assert plain(evaluator(branches=tmp_path).evaluate) == losses[0]
     assert files[0].stat().st_size > 100
+
+
+@pytest.mark.parametrize(("backbone", "curve"), [("mine:tiny", 1), ("mine:late", 0)])
+def test_a_look_on_the_way_changes_nothing_of_what_follows(workplace, backbone, curve):
+    evaluate = evaluator(backbone, replace(PROTOCOL, epochs=3)).evaluate
+    task = Task(0, Placement.parse("unit1.bn2=cbam(r=2,k=3)"), None)
+    plain, looked_at = (
+        evaluate(replace(task, milestone=milestone), lambda _: None) for milestone in (None, Milestone(1))
+    )
+    assert (plain.state, looked_at.state) == ("COMPLETE", "COMPLETE")
+    assert (looked_at.val_loss, looked_at.correct) == (plain.val_loss, plain.correct)
+    assert plain.curve is None
+    assert len(looked_at.curve or ()) == curve  # where the loss is not finite yet, there is nothing to see
+
+
+@pytest.mark.parametrize("start", ["scratch", "branch"])
+def test_a_hopeless_training_is_stopped_after_its_epoch(workplace, tmp_path, start):
+    protocol = replace(PROTOCOL, epochs=4, start=start)
+    where = tmp_path if start == "branch" else None
+    evaluate = evaluator(protocol=protocol, branches=where).evaluate
+    seen = []
+    placement = Placement.parse("unit2.bn2=se(r=2)")
+    record = evaluate(Task(3, placement, None, milestone=Milestone(3, 1.01, 0.1, 0.5)), seen.append)
+    first = 1 if start == "scratch" else 1 + round(0.3 * 16)
+    assert [event.step for event in seen] == list(range(first, 13))
+    assert (record.state, record.error, record.epochs, record.stopped_after) == ("PRUNED", None, 4, 3)
+    assert (record.val_accuracy, record.val_loss, record.correct) == (None, None, None)
+    assert record.forecast == pytest.approx(0.1 + 0.5 * record.curve[0])
+    assert 0 < record.training_seconds < record.seconds
+    whole = evaluate(Task(3, placement, None, milestone=Milestone(3, record.curve[0])), lambda _: None)
+    assert (whole.state, whole.curve, whole.stopped_after, whole.forecast) == ("COMPLETE", record.curve, None, None)
+
+
+def test_what_is_seen_on_the_way_is_the_accuracy_after_that_epoch(workplace):
+    protocol = replace(PROTOCOL, epochs=2)
+    record = evaluator(protocol=protocol).evaluate(Task(0, Placement(), None, milestone=Milestone(1)), lambda _: None)
+    trainer = Trainer(load_data("digits", 32), protocol, torch.device("cpu"))
+    model = Architecture(backbone="mine:tiny", num_classes=10, input_size=(3, 32, 32)).build(seed=0)
+    steps = trainer.train(model)
+    for _ in range(4):
+        next(steps)
+    assert record.curve == (trainer.validate(model).accuracy,)

@@ -15,6 +15,9 @@ from click.testing import CliRunner
 from conftest import COMMAND, reproducible
 
 from placesearch.cli.commands import cli
+from placesearch.cli.view import make_view
+from placesearch.placement import Placement
+from placesearch.records import TrialEnded, TrialRecord
 
 TINY = ["run", "--backbone", "mine:tiny", "--input-size", "32", "--batch-size", "128", "--reductions", "2,4"]
 SLOW = [*TINY, "--epochs", "60", "--jobs", "1"]  # long enough to be met in the middle of a trial
@@ -68,6 +71,18 @@ def test_a_study_file_is_run_and_its_code_only_if_allowed(call):
     code, out, err = call("run", "mine.yaml", "--allow", "mine:tiny", "--name", "other")
     assert (code, err) == (0, "")
     assert len(table("other")) == 1  # the option wins over the file
+
+
+def test_stopping_early_is_an_option_of_the_command_and_shown_in_a_line(workplace, capsys):
+    flags = ["--epochs", "2", "--trials", "1", "--jobs", "1", "--name", "s", "--stop-early"]
+    assert CliRunner().invoke(cli, [*TINY, *flags]).exit_code == 0
+    assert "stop_early: true" in Path("studies/s/study.yaml").read_text()
+    stopped = TrialRecord(
+        trial=7, state="PRUNED", placement=Placement(), curve=(0.4321,), stopped_after=3, epochs=5, forecast=0.5
+    )
+    with make_view(quiet=False) as view:
+        view(TrialEnded(stopped))
+    assert "trial 7: stopped early, at 43.21 % after 3 of 5 epochs  none" in capsys.readouterr().out
 
 
 def test_if_every_trial_fails_the_exit_code_is_1(call):
@@ -197,6 +212,10 @@ def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
         ([*TINY, "--trails", "3"], "No such option"),
         (["run", "nothing.yaml"], "cannot read nothing.yaml"),
         (["report", "nothing"], "no study 'nothing'"),
+        (["confirm", "nothing"], "no study 'nothing'"),
+        (["confirm", "nothing", "--seeds", "1"], "seeds 1 is not allowed; allowed are 2 to 1,000"),
+        (["confirm", "nothing", "--epochs", "0"], "epochs 0 is not allowed"),
+        (["confirm", "nothing", "--top", "few"], "--top"),
         (["run", "--backbone", "mine:tiny", "--reductions", "16"], "no site can take reduction 16"),
         (["serach"], "No such command"),
     ],

@@ -22,6 +22,9 @@ def test_durations_have_units(text, seconds):
     [
         ({"trials": 0}, {"trials": 1}),
         ({"trials": "many"}, {"trials": "12"}),
+        ({"jobs": "many"}, {"jobs": "auto"}),
+        ({"jobs": "9"}, {"jobs": "8"}),
+        ({"jobs": 0}, {"jobs": 1}),
         ({"timeout": "soon"}, {"timeout": "10m"}),
         ({"timeout": "0s"}, {"timeout": "1s"}),
         ({"kernel_sizes": "4"}, {"kernel_sizes": "5"}),

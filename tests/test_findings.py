@@ -92,3 +92,11 @@ def test_a_training_that_went_wrong_does_not_drown_the_others():
     assert all(0 <= found.low <= found.high <= 1 for found in after.accuracy.values())
     alone = {(e.site, str(e.setting)): e.added for e in after.effects if e.with_site is None}
     assert alone["c", "se(r=4)"].estimate < 0
+
+
+def test_a_trial_that_was_stopped_counts_with_its_forecast():
+    stopped = record(4, "a=se(r=4)", None, state="PRUNED", forecast=0.3, curve=(0.1,), epochs=9)
+    failed = record(5, "b=se(r=4)", None, state="FAIL")
+    scores, longest = scores_of([*(record(trial, "none", 0.5) for trial in range(4)), stopped, failed])
+    assert [score.accuracy for score in scores] == [0.5] * 4 + [0.3]
+    assert longest == 1

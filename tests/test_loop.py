@@ -175,6 +175,23 @@ def test_the_test_split_is_never_touched(digits):
     trained(guarded, tiny())
 
 
+def test_validation_leaves_a_training_as_it_was(digits):
+    def dropping():
+        model = tiny()
+        model.head = nn.Sequential(nn.Dropout(0.5), model.head)
+        return model
+
+    straight = trained(digits, dropping())
+    model, trainer = dropping(), Trainer(digits, protocol(), CPU)
+    for step in trainer.train(model):
+        assert model.training
+        if step % 5 == 0:
+            trainer.validate(model)
+    seen = trainer.validate(model.eval())
+    assert not model.training
+    assert (seen.accuracy, seen.loss) == straight
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_says_when(digits):
     with pytest.raises(TrainingError, match="epoch 1 of 3"):
         trained(digits, Broken(10), epochs=3)

@@ -58,6 +58,8 @@ def test_each_member_of_the_front_is_a_row_that_can_be_copied():
     rows = [group.get("data-copy") for group in read(drawn).iter(f"{SVG}g") if group.get("data-copy")]
     assert rows == ["0", "2", "1"] * 2  # by cost; once for the labels, once for the marks
     assert any("trial 2, the pick" in label for label in drawn.labels)
+    beside = placement_map(SUBJECT, TABLES, best=4)  # a verdict can pick one that is not on the front
+    assert any("trial 4, the pick" in label for label in beside.labels)
 
 
 def test_sites_that_are_not_known_stand_where_their_names_would():

@@ -11,7 +11,7 @@ import placesearch as ps
 from placesearch.errors import InputError, StudyError
 from placesearch.models.backbones import load_backbone
 from placesearch.records import StepEnded, StudyBegan, Told, TrialBegan, TrialEnded
-from placesearch.search import samplers
+from placesearch.search import samplers, stopping
 
 
 def config(**changes):
@@ -374,3 +374,58 @@ def test_a_study_can_end_when_its_front_has_settled(workplace, monkeypatch):
     assert len(more.records) == 32
     with pytest.raises(InputError, match="needs the sampler 'additive'"):
         ps.run(config(name="t", until="settled", sampler="random"))
+
+
+def eager(monkeypatch):
+    """Stop whatever is expected to end below its best rival, from the fourth trial on that may be known."""
+    monkeypatch.setattr(stopping, "DOUBT", 0.5)
+    monkeypatch.setattr(stopping, "FEWEST", 4)
+    return config(name="s", trials=14, epochs=2, blocks="se,cbam,eca", stop_early=True)
+
+
+def test_hopeless_trials_are_stopped_shown_and_never_in_the_front(workplace, monkeypatch):
+    asked = eager(monkeypatch)
+    study = ps.run(asked)
+    stopped = [record for record in study.records if record.state == "PRUNED"]
+    assert len(study.records) == 14
+    assert stopped
+    for record in stopped:
+        assert (record.stopped_after, record.epochs, record.val_accuracy, record.reference) == (1, 2, None, None)
+        assert record.macs > 0
+    assert not {record.placement for record in stopped} & {record.placement for record in study.front}
+    assert (
+        f"{14 - len(stopped)} complete, {len(stopped)} stopped early, 0 failed"
+        in (study.folder / "summary.md").read_text()
+    )
+    assert "stopped early" in study.caution
+    table = pd.read_csv(study.folder / "trials.csv")
+    assert table.curve.notna().all()
+    assert table.forecast.notna().tolist() == [record.state == "PRUNED" for record in study.records]
+    assert ps.load_study("s").records == study.records
+    pieces = [ps.run(asked.model_copy(update={"name": "t", "trials": count})) for count in (12, 14)]
+    pd.testing.assert_frame_equal(*(reproducible(each.trials_frame()) for each in (study, pieces[-1])))
+    with pytest.raises(StudyError, match="stop-early True -> False"):
+        ps.run(asked.model_copy(update={"stop_early": False, "trials": 15}))
+
+
+@pytest.mark.slow
+def test_two_workers_stop_what_one_stops(workplace, monkeypatch):
+    asked = eager(monkeypatch)
+    tables = [ps.run(asked.model_copy(update={"name": f"s{jobs}", "jobs": jobs})).trials_frame() for jobs in (1, 2)]
+    pd.testing.assert_frame_equal(*map(reproducible, tables))
+    assert (tables[0].state == "PRUNED").any()
+
+
+def test_trainings_of_one_epoch_are_not_stopped_and_that_is_said_only_if_it_was_asked_for(workplace):
+    told = []
+    for name, asked in (("s", True), ("t", False)):
+        ps.run(config(name=name, trials=1, stop_early=asked), watch=told.append)
+    lines = [
+        [line for line in event.lines if "--stop-early" in line] for event in told if isinstance(event, StudyBegan)
+    ]
+    assert [len(of_run) for of_run in lines] == [1, 0]
+    assert "one epoch" in lines[0][0]
+    ps.run(config(name="u", trials=1, epochs=2, stop_early=True), watch=told.append)
+    assert not [line for event in told[-1:] for line in getattr(event, "lines", ()) if "--stop-early" in line]
+    with pytest.raises(InputError, match="your own evaluation has to decide by itself"):
+        ps.run(config(name="v", evaluate="mine:evaluate", stop_early=True))

@@ -64,6 +64,19 @@ def test_what_was_not_measured_is_empty_never_zero(tmp_path):
     assert again.macs.tolist() == [10, 11]
 
 
+def test_a_trial_that_was_stopped_shows_where_and_is_never_in_the_front():
+    stopped = TrialRecord(
+        trial=3, state="PRUNED", placement=Placement.parse("b=se(r=4)"), macs=1, params=1, epochs=5, seed=0,
+        curve=(0.25, 0.5), stopped_after=3, forecast=0.99,
+    )  # fmt: skip
+    row = trials_frame([GOOD, stopped]).loc[1]
+    assert (row.state, row.curve, row.stopped_after, row.forecast) == ("PRUNED", "0.25 0.5", 3, 0.99)
+    assert math.isnan(row.val_accuracy)
+    front = front_frame([GOOD, stopped], OBJECTIVES)
+    assert front.trial.tolist() == [0]
+    assert not {"curve", "stopped_after", "forecast"} & set(front)
+
+
 def test_the_front_is_ordered_by_cost_and_counts_replicates():
     again = TrialRecord(
         trial=3, state="COMPLETE", placement=BETTER.placement, val_accuracy=0.8, macs=12, params=22, seed=1

@@ -6,9 +6,10 @@ import pytest
 from placesearch.errors import InputError
 from placesearch.models.sites import Site
 from placesearch.placement import Placement
-from placesearch.records import TrialRecord
-from placesearch.search.samplers import SAMPLERS, derived_seed
+from placesearch.records import Milestone, TrialRecord
+from placesearch.search.samplers import LAG, SAMPLERS, derived_seed
 from placesearch.search.space import make_space, reference_placements, with_budget
+from placesearch.search.stopping import FEWEST
 from placesearch.search.trials import Trials
 
 OBJECTIVES = ("accuracy", "macs", "params")
@@ -300,3 +301,94 @@ def test_a_front_settles_at_the_same_trial_however_many_run_at_a_time(tmp_path):
     assert ends[0] == ends[1]
     assert 20 < ends[0] < 100
     assert not opened(tmp_path / "1", "tpe").is_settled()
+
+
+EPOCHS = 5
+
+
+def stopping(folder, sampler="additive", long_epochs=None):
+    folder.mkdir(exist_ok=True)
+    trials = Trials(folder / "journal.log", "s", OBJECTIVES)
+    trials.begin(SPACE, REFERENCES, sampler, 0, added, long_epochs, None, EPOCHS)
+    return trials
+
+
+def stopped_or_finished(asked):
+    """SE is worth much and CBAM nothing; halfway there is half of it, which the end follows but for a little."""
+    worth = 0.5 + 0.1 * sum(setting.block == "se" for setting in asked.placement.values())
+    tiny = 1e-4 * derived_seed(asked.trial) / 2**32
+    record = replace(finished(asked), epochs=asked.epochs or EPOCHS, curve=(worth / 2,), val_accuracy=worth + tiny)
+    if worth / 2 >= asked.milestone.floor:
+        return record
+    forecast = asked.milestone.intercept + asked.milestone.slope * worth / 2
+    return replace(record, state="PRUNED", val_accuracy=None, val_loss=None, stopped_after=3, forecast=forecast)
+
+
+@pytest.mark.parametrize("sampler", EVERY)
+def test_what_is_stopped_does_not_depend_on_how_many_run_at_a_time_or_on_interruptions(tmp_path, sampler):
+    """Nor do suggestions, and no sampler stumbles over trials that were stopped."""
+    one = stopping(tmp_path / "one", sampler)
+    for _ in range(34):
+        one.complete(stopped_or_finished(one.ask()))
+    many, running = stopping(tmp_path / "many", sampler), []
+    while len(many.records()) < 34:
+        while len(running) < 8 and not many.must_wait() and len(many.records()) + len(running) < 34:
+            running.append(many.ask())
+        many.complete(stopped_or_finished(running.pop()))
+        if len(many.records()) % 9 == 0:
+            many, running = stopping(tmp_path / "many", sampler), []
+    assert many.records() == one.records()
+    records = one.records()
+    first = 1 + min(record.trial for record in records if record.state == "PRUNED")
+    assert first > FEWEST + LAG
+    assert sum(record.state == "PRUNED" for record in records) > 1
+    texts = [str(record.placement) for record in records]
+    assert all(texts.count(str(record.placement)) == 1 for record in records if record.state == "PRUNED")
+    cheaper = [(r.macs, r.val_accuracy) for r in records if r.state == "COMPLETE"]
+    for record in records:
+        if record.state == "PRUNED":
+            assert max(value for macs, value in cheaper if macs <= record.macs) > record.forecast
+
+
+def test_references_are_looked_at_and_never_stopped(tmp_path):
+    trials = stopping(tmp_path / "s", long_epochs=20)
+    epochs = []
+    for _ in range(40):
+        asked = trials.ask()
+        if asked.reference:
+            assert asked.milestone == Milestone(16 if asked.epochs else 4)
+            epochs.append(asked.milestone.epoch)
+        trials.complete(stopped_or_finished(asked))
+    assert epochs == [4] * 3 + [16] * 3
+
+
+def test_long_trials_are_compared_with_long_ones(tmp_path):
+    """Brief ones score far more here; a long trial would be hopeless beside them."""
+    trials = stopping(tmp_path / "s", long_epochs=20)
+    for position in range(30):
+        asked = trials.ask()
+        if asked.epochs:
+            assert asked.milestone == Milestone(16), position  # fewer than FEWEST long ones so far
+        record = stopped_or_finished(asked)
+        trials.complete(replace(record, val_accuracy=0.1) if asked.epochs else record)
+    assert sum(record.state == "PRUNED" for record in trials.records()) > 2
+
+
+def test_nothing_is_looked_at_unless_asked_for(tmp_path):
+    assert opened(tmp_path).ask().milestone is None
+
+
+def test_the_model_goes_by_the_forecast_of_what_was_stopped(tmp_path):
+    """Whatever carries CBAM is stopped: the sampler learns from it all the same."""
+    counts = []
+    for name, forecast in (("bad", 0.2), ("good", 0.9)):
+        trials = stopping(tmp_path / name)
+        for _ in range(40):
+            asked = trials.ask()
+            cbam = sum(setting.block == "cbam" for setting in asked.placement.values())
+            record = replace(finished(asked), val_accuracy=0.5, macs=1, params=1, epochs=EPOCHS)
+            if cbam and not asked.reference:
+                record = replace(record, state="PRUNED", val_accuracy=None, forecast=forecast, stopped_after=3)
+            trials.complete(record)
+        counts.append(sum(s.block == "cbam" for record in trials.records()[20:] for s in record.placement.values()))
+    assert counts[0] < counts[1] - 5

@@ -170,9 +170,9 @@ def test_workers_that_cannot_train_or_die_have_no_pace(workplace):
 def test_a_study_with_as_many_workers_as_were_measured_gives_the_same_table(workplace, monkeypatch):
     one = ps.run(config(name="one")).trials_frame()
     paces, told = {1: 10.0, 2: 19.0, 3: 19.5}, []
-    monkeypatch.setattr("placesearch.study._jobs", lambda *_: 1)  # as on a GPU, where none is at hand
-    monkeypatch.setattr("placesearch.study._is_fitted", lambda *_: True)
-    monkeypatch.setattr("placesearch.study._free_memory", lambda _: 1.0)
+    monkeypatch.setattr("placesearch.study.jobs_for", lambda *_: 1)  # as on a GPU, where none is at hand
+    monkeypatch.setattr("placesearch.staffing._is_fitted", lambda *_: True)
+    monkeypatch.setattr("placesearch.staffing._free_memory", lambda _: 1.0)
     monkeypatch.setattr(Workers, "pace", lambda workers, count, _: (workers.hire(1), paces[count])[1])
     two = ps.run(config(name="two", jobs="auto"), watch=told.append).trials_frame()
     line = "2 at a time; steps of the plain network a second, by the number of workers: 1: 10.0, 2: 19.0, 3: 19.5"

@@ -14,6 +14,7 @@ import click
 
 from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
+from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile
 from placesearch.costs.latency import measure
 from placesearch.errors import InputError, PlacesearchError
@@ -84,9 +85,15 @@ def cli() -> None:
 @cli.command("run")
 @click.argument("study", required=False, type=click.Path(path_type=Path), metavar="[STUDY.yaml]")
 @_study_options
+@click.option(
+    "--stop-early/--no-stop-early",
+    "stop_early",
+    default=None,
+    help="Stop trainings that will not reach the front.  [default: no]",
+)
 @click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study file may name.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: str | None) -> None:
+def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Search for placements, or go on with a study where it stopped.
 
     Options on the command line win over the study file, which wins over defaults. With none of
@@ -172,6 +179,40 @@ def profile_command(architecture: Path, batch_size: int, device: str, allow: tup
     else:
         how = f"batch {batch_size}, {precision}, {'one thread' if where.type == 'cpu' else device_name(where)}"
         show_comparison(frame, f"{found.backbone}: {found.placement}", how, costs[-1].uncounted)
+
+
+@cli.command("confirm")
+@click.argument("study")
+@click.option("--seeds", default=SEEDS, show_default=True, metavar="N", help="Fresh seeds; more later add to them.")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the training split.  [default: the study's longest]")
+@click.option("--top", type=int, metavar="K", help="Only the K members of the front that are estimated to be best.")
+@click.option("--jobs", default="auto", metavar=_OPTIONS["jobs"][0], help="Trainings at a time, at most 8.")
+@click.option("--device", default="auto", metavar="NAME", help=_OPTIONS["device"][1])
+@click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study may name.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def confirm_command(
+    study: str,
+    seeds: int,
+    epochs: int | None,
+    top: int | None,
+    jobs: str,
+    device: str,
+    allow: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Find out which gains of STUDY are real, or go on finding out.
+
+    Trains the front, the references and a bigger plain network again, on seeds that the search never used, and measures
+    them on the test split. Says for each placement whether it is better or worse than each reference.
+    """
+    how = {"jobs": jobs, "device": device, "allow": allow}
+    try:
+        with make_view(quiet=quiet) as view:
+            found = confirm(study, seeds=seeds, epochs=epochs, top=top, watch=view, **how)  # type: ignore[arg-type]
+    except KeyboardInterrupt as interrupt:  # click would drop what it says
+        _end_interrupted(str(interrupt))
+    if not quiet:
+        show_result(found)
 
 
 @cli.command("report")

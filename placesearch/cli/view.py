@@ -13,9 +13,12 @@ from rich.text import Text
 
 from placesearch.front import front
 from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
+from placesearch.reporting.verdict_section import difference_text
 from placesearch.reporting.writing import estimate_text, latency_text
 from placesearch.search.findings import Findings
-from placesearch.study import Study, Watch
+from placesearch.staffing import Watch
+from placesearch.study import Study
+from placesearch.verdict.verdicts import Confirmed
 
 
 class _Course:
@@ -80,7 +83,9 @@ class _Lines:
         elif isinstance(event, TrialEnded):
             record, left = event.record, self._told.seconds_left()
             count = f"{len(self._told.records)}/{self._told.total()}"
-            text = f"{count}  trial {record.trial}: {_outcome(record)}  {_name(record)}"
+            test = self._told.study is not None and self._told.study.split == "test"
+            what = f"seed {record.seed}" if test else f"trial {record.trial}"
+            text = f"{count}  {what}: {_outcome(record, 'test' if test else 'val.')}  {_name(record)}"
             rest = f"  ({_duration(left)} left)" if left else ""
             self._console.print(text + rest, soft_wrap=True, highlight=False, markup=False)
 
@@ -115,7 +120,7 @@ class _Screen:
             what = f"epoch {step.epoch}/{began.epochs}  " if step else "getting ready  "
             bar = _bar(step.step, step.steps) if step else _bar(0, 1)
             rows.add_row(f"trial {number}", bar, what + (began.task.reference or str(began.task.placement)))
-        members = front(told.records, told.study.objectives)
+        members = front(told.records, told.study.objectives) if told.study.objectives else []
         return Group(rows, _front_table(members[-8:], "front so far")) if members else rows
 
 
@@ -155,8 +160,12 @@ def show_result(study: Study) -> None:
             if study.training_share
             else ""
         )
-        console.print(f"{study.ended}; searched {_duration(study.seconds)}{share}", highlight=False, soft_wrap=True)
-    failed = [record for record in records if record.state != "COMPLETE"]
+        console.print(
+            f"{study.ended}; {'searched' if study.training_share else 'took'} {_duration(study.seconds)}{share}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    failed = [record for record in records if record.state == "FAIL"]
     if failed:
         console.print(
             f"{len(failed)} of {len(records)} trials failed; the first: {failed[0].error}",
@@ -164,10 +173,15 @@ def show_result(study: Study) -> None:
             markup=False,
             soft_wrap=True,
         )
+    stopped = sum(record.state == "PRUNED" for record in records)
+    if stopped:
+        console.print(f"{stopped} of {len(records)} trials stopped early", highlight=False)
     members = study.front
     if members:
         console.print(_front_table(members, f"front of {study.name}", study.findings))
         console.print(study.caution, highlight=False)
+    if study.confirmed:
+        console.print(_verdict_table(study.confirmed, f"verdict on {study.name}, on the test split"))
     console.print(
         f"reports: {study.folder}/  (report.html, summary.md, front.csv, sites.csv, trials.csv)",
         highlight=False,
@@ -248,7 +262,12 @@ def show_studies(studies: Sequence[Study]) -> None:
 
 
 def _opening(event: StudyBegan) -> Iterator[str]:
-    verb = f"going on with {event.name} after {len(event.finished)} trials" if event.finished else f"study {event.name}"
+    if event.split == "test":
+        verb = f"confirming {event.name}, {len(event.finished)} of {event.trials} trainings are there already"
+    elif event.finished:
+        verb = f"going on with {event.name} after {len(event.finished)} trials"
+    else:
+        verb = f"study {event.name}"
     yield verb
     yield from (f"  {line}" for line in event.lines)
 
@@ -267,14 +286,29 @@ def _front_table(members: Sequence[TrialRecord], title: str, findings: Findings 
     return table
 
 
+def _verdict_table(confirmed: Confirmed, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    starts = len({one.start for one in confirmed.verdicts}) > 1
+    for name in ("difference in points", "verdict", "against", *(["start"] if starts else [])):
+        table.add_column(name, no_wrap=True)
+    table.add_column("placement", overflow="fold", min_width=12)
+    for one in confirmed.verdicts:
+        cells = [difference_text(one), one.verdict, one.against, *([one.start] if starts else [])]
+        table.add_row(*cells, Text(one.reference or str(one.placement)))
+    return table
+
+
 def _name(record: TrialRecord) -> str:
     return f"{record.reference}" if record.reference else str(record.placement)
 
 
-def _outcome(record: TrialRecord) -> str:
+def _outcome(record: TrialRecord, split: str) -> str:
+    if record.state == "PRUNED":
+        seen = _percent(record.curve[-1]) if record.curve else "?"
+        return f"stopped early, at {seen} after {record.stopped_after} of {record.epochs} epochs"
     if record.state != "COMPLETE":
         return f"failed: {record.error}"
-    return f"val. accuracy {_percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"
+    return f"{split} accuracy {_percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"
 
 
 def _percent(share: float | None) -> str:

@@ -19,7 +19,7 @@ from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.records import Milestone, StepEnded, Task, TrialRecord
 from placesearch.training.branch import Branch, load_branch
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
@@ -134,9 +134,13 @@ class Evaluator:
         spent, before = 0.0, time.perf_counter()
         sites = tuple(f"{site}.attention." for site in task.placement)
         blocks = {name for name, _ in model.named_parameters() if name.startswith(sites)}
+        look = task.milestone.epoch * trainer.steps // epochs if task.milestone else None
         for step in trainer.train(model, branch, blocks):
             spent += time.perf_counter() - before
             watch(StepEnded(task.trial, step, trainer.steps, 1 + (step - 1) * epochs // trainer.steps))
+            if task.milestone and step == look and _is_stopped(task.milestone, trainer, model, measured):
+                measured["training_seconds"] = spent
+                return
             before = time.perf_counter()
         measured["train_memory_mb"] = _peak(self._device)
         _forget_peak(self._device)
@@ -144,6 +148,21 @@ class Evaluator:
         measured["inference_memory_mb"] = _peak(self._device)
         measured["correct"] = _packed(seen.correct)
         measured |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "training_seconds": spent}
+
+
+def _is_stopped(milestone: Milestone, trainer: Trainer, model: nn.Module, measured: dict[str, Any]) -> bool:
+    """Look at a training on its way; tell whether it is to be stopped, and put down what was seen."""
+    with torch.random.fork_rng(devices=[]):  # a network may draw random numbers in validation, too
+        try:
+            accuracy = trainer.validate(model).accuracy
+        except TrainingError:  # the loss is not finite yet, which says nothing about the end
+            return False
+    measured["curve"] = (accuracy,)
+    if accuracy >= milestone.floor:
+        return False
+    forecast = milestone.intercept + milestone.slope * accuracy
+    measured |= {"state": "PRUNED", "stopped_after": milestone.epoch, "forecast": min(max(forecast, 0.0), 1.0)}
+    return True
 
 
 def tried(
@@ -164,6 +183,7 @@ def tried(
     try:
         with steady(device, protocol.threads):
             measure(measured)
+        state = measured.pop("state", state)
     except TrainingError as problem:
         state, error = "FAIL", str(problem)
     except Exception as problem:  # noqa: BLE001 - the user's own code may raise anything, the search goes on

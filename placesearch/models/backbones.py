@@ -1,13 +1,17 @@
 """Backbones by name: torchvision's networks and the user's own, with the stem that was asked for."""
 
 import importlib
+import re
 import warnings
 
 import torchvision
 from torch import nn
+from torchvision.models import ResNet
 
 from placesearch.errors import BackboneError, did_you_mean
 from placesearch.models.code import import_named, names_code
+
+_UNITS = re.compile(r"(?P<name>\w+)\[(?P<units>[0-9]{1,3}(?:,[0-9]{1,3}){3})\]")
 
 
 def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Module:
@@ -16,7 +20,8 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
     Args:
         name: A torchvision name, `timm:NAME` with the extra `timm` installed, or `package.module:function`. The
             function is called with `num_classes=` and returns a module from (batch, channels, height, width) to
-            (batch, num_classes); the current directory is importable.
+            (batch, num_classes); the current directory is importable. A ResNet of torchvision may be given other
+            numbers of residual units in its four stages: `resnet18[3,2,2,2]`.
         num_classes: Width of the classifier.
         stem: `original`, or `small` for small images: the first strided convolution gets stride 1 and the first max
             pooling goes.
@@ -29,6 +34,8 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
         model = _call(name, num_classes)
     elif name.startswith("timm:"):
         model = _from_timm(name.removeprefix("timm:"), num_classes)
+    elif match := _UNITS.fullmatch(name):
+        model = _resnet(match["name"], tuple(map(int, match["units"].split(","))), num_classes)
     else:
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
@@ -43,6 +50,32 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
     if stem == "small":
         _shrink_stem(model)
     return model
+
+
+def units_of(model: ResNet) -> tuple[int, ...]:
+    """Return how many residual units each of the four stages has."""
+    return tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4))
+
+
+def with_units(name: str, units: tuple[int, ...]) -> str:
+    """Return the name of a ResNet with other numbers of residual units.
+
+    Example:
+        >>> with_units("resnet18", (3, 2, 2, 2))
+        'resnet18[3,2,2,2]'
+    """
+    return f"{name.partition('[')[0]}[{','.join(map(str, units))}]"
+
+
+def _resnet(name: str, units: tuple[int, ...], num_classes: int) -> ResNet:
+    model = load_backbone(name, 1)
+    if not isinstance(model, ResNet) or min(units) < 1:
+        raise BackboneError(
+            f"'{name}' cannot have {','.join(map(str, units))} residual units a stage; a ResNet of torchvision can "
+            "have any from 1, as in 'resnet18[3,2,2,2]'"
+        )
+    block = type(model.layer1[0])
+    return ResNet(block, list(units), num_classes, groups=model.groups, width_per_group=model.base_width)
 
 
 def _call(name: str, num_classes: int) -> nn.Module:

@@ -165,7 +165,7 @@ def effect_figures(subject: Subject, tables: PictureTables, colours: Mapping[str
         tables: What was found.
         colours: As `placesearch.reporting.drawing.LIGHT`.
     """
-    averages = tables.averages.set_index(tables.averages["of"])
+    averages = tables.averages
     figures: dict[str, Figure] = {}
     of_sites = averages[averages["of"] == "site"].set_index("value")
     order = ordered_sites(subject.sites, set(of_sites.index))

@@ -81,7 +81,7 @@ class _Effect:
 
 
 def placement_map(subject: Subject, tables: PictureTables, best: int | None = None) -> PlacementMap:
-    """Draw the placement map: one row for what any block does, and one for each member of the front.
+    """Draw the placement map: one row for what any block does, and one for each member of the front and the pick.
 
     Args:
         subject: What the report is about.
@@ -89,7 +89,8 @@ def placement_map(subject: Subject, tables: PictureTables, best: int | None = No
         best: The trial that is the pick.
     """
     costs = costs_of(subject.objectives)
-    members = tables.candidates[tables.candidates.on_front].sort_values([*costs, "trial"])
+    rows = tables.candidates
+    members = rows[rows.on_front | (rows.trial == best)].sort_values([*costs, "trial"])
     placements = [Placement.parse(words) for words in members.placement]
     alone = tables.effects[tables.effects.with_site.isna()]
     settings = [

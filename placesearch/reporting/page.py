@@ -23,7 +23,18 @@ from placesearch.reporting.picture_tables import PictureTables, costs_of, pictur
 from placesearch.reporting.writing import Subject, caution, found_architecture
 from placesearch.search.findings import Findings
 
-_VERDICT = ("placement", "against", "seeds", "difference", "difference_low", "difference_high", "p_value", "verdict")
+_VERDICT = (
+    "placement",
+    "against",
+    "seeds",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_value",
+    "verdict",
+    "start",
+    "detectable",
+)
 """Columns of verdict.csv that the page shows."""
 
 SHORTEST_FOLDED = 4
@@ -89,7 +100,7 @@ def page(
     """
     rows = tables.candidates
     of_trial = {record.trial: record for record in records}
-    named = rows[rows.on_front | rows.reference.notna()]
+    named = rows[rows.on_front | rows.reference.notna() | (rows.trial == best)]
     figures: dict[str, Any] = {f"front-{i}": one for i, one in enumerate(front_figures(subject, tables, best, _TINTS))}
     figures |= {f"effect-{name}": one for name, one in effect_figures(subject, tables, _TINTS).items()}
     figures |= {"history": history_figure(tables, _TINTS), "curves": curves_figure(records, tables, _TINTS)}
@@ -124,7 +135,7 @@ def page(
         labels_width=LABELS,
         key_width=KEY,
         figures=figures,
-        verdict=_verdict(verdict),
+        verdict=_verdict(verdict, rows),
         failed=failed,
         estimated=findings is not None,
         style=Markup(style(_TINTS, ".drawn ")),  # noqa: S704 - our own
@@ -197,7 +208,9 @@ def _table(subject: Subject, tables: PictureTables, best: int | None) -> list[di
     rows, costs = tables.candidates, costs_of(subject.objectives)
     plain = rows[rows.placement == "none"]
     lines = []
-    for _, row in rows[rows.on_front | rows.reference.notna()].sort_values([*costs, "trial"]).iterrows():
+    for _, row in (
+        rows[rows.on_front | rows.reference.notna() | (rows.trial == best)].sort_values([*costs, "trial"]).iterrows()
+    ):
         shown = []
         for cost in costs:
             value = (
@@ -238,17 +251,24 @@ def _blocks(words: str) -> str:
     return f"{counts.total()} blocks: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
-def _verdict(frame: pd.DataFrame | None) -> list[dict[str, str]]:
+def _verdict(frame: pd.DataFrame | None, candidates: pd.DataFrame) -> list[dict[str, str]]:
     """Return the rows of the verdict as texts; columns that are missing stay empty."""
     if frame is None:
         return []
+    names = {
+        words: reference.split(" ")[0] if isinstance(reference, str) else f"trial {trial}"
+        for words, reference, trial in zip(candidates.placement, candidates.reference, candidates.trial, strict=True)
+    }
     lines = []
     for _, row in frame.reindex(columns=list(_VERDICT)).iterrows():
         given = {name: "" if pd.isna(row[name]) else row[name] for name in _VERDICT}
         ends = [given["difference_low"], given["difference_high"]]
-        interval = "" if "" in ends else f" ({points(float(ends[0]))} to {points(float(ends[1]))})"
-        given["difference"] = "" if given["difference"] == "" else f"{points(float(given['difference']))}{interval}"
+        given["interval"] = "" if "" in ends else f"{points(float(ends[0]))} to {points(float(ends[1]))}"
+        given["difference"] = "" if given["difference"] == "" else points(float(given["difference"]))
         given["p_value"] = "" if given["p_value"] == "" else f"{float(given['p_value']):.2g}"
+        given["detectable"] = "" if given["detectable"] == "" else f"{100 * float(given['detectable']):.2f}"
+        given["name"] = names.get(given["placement"], "") if given["start"] in ("", "scratch") else given["start"]
+        given["blocks"] = _blocks(given["placement"])
         lines.append({name: str(value) for name, value in given.items()})
     return lines
 

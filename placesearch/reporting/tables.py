@@ -1,6 +1,7 @@
 """Trials as pandas tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from placesearch.models.sites import Site
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Cost, TrialRecord
 from placesearch.search.findings import Findings
+from placesearch.verdict.verdicts import BIGGER, Confirmed
 
 TRIAL_COLUMNS = {
     "trial": "int64",
@@ -39,8 +41,14 @@ TRIAL_COLUMNS = {
     "latency_batch_ratio_high": "float64",
     "train_memory_mb": "float64",
     "inference_memory_mb": "float64",
+    "curve": "object",
+    "stopped_after": "Int64",
+    "forecast": "float64",
 }
 """Columns of trials.csv and their types."""
+
+_NAMES = list(TRIAL_COLUMNS)
+_OF_MEMBERS = _NAMES[_NAMES.index("macs_full") : _NAMES.index("curve")]
 
 FRONT_COLUMNS = {
     "trial": "int64",
@@ -53,7 +61,7 @@ FRONT_COLUMNS = {
     "macs": "Int64",
     "params": "Int64",
     "latency_ms": "float64",
-    **{name: TRIAL_COLUMNS[name] for name in list(TRIAL_COLUMNS)[list(TRIAL_COLUMNS).index("macs_full") :]},
+    **{name: kind for name, kind in TRIAL_COLUMNS.items() if name in _OF_MEMBERS},
     "epochs": "Int64",
 }
 """Columns of front.csv and their types."""
@@ -74,6 +82,44 @@ EFFECT_COLUMNS = {
 }
 """Columns of sites.csv and their types."""
 
+VERDICT_COLUMNS = {
+    "placement": "str",
+    "against": "str",
+    "seeds": "int64",
+    "difference": "float64",
+    "difference_low": "float64",
+    "difference_high": "float64",
+    "p_value": "float64",
+    "verdict": "str",
+    "start": "str",
+    "epochs": "int64",
+    "failed": "int64",
+    "standard_error": "float64",
+    "p_value_single": "float64",
+    "detectable": "float64",
+    "search_observed": "float64",
+    "search_estimate": "float64",
+    "on_front": "bool",
+}
+"""Columns of verdict.csv and their types."""
+
+CONFIRMED_COLUMNS = {
+    "placement": "str",
+    "backbone": "str",
+    "reference": "object",
+    "start": "str",
+    "epochs": "int64",
+    "seed": "int64",
+    "state": "str",
+    "test_accuracy": "float64",
+    "test_loss": "float64",
+    "params": "Int64",
+    "macs": "Int64",
+    "seconds": "float64",
+    "error": "object",
+}
+"""Columns of confirmed.csv and their types."""
+
 
 def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
     """Return one row a trial, with the columns of trials.csv; what was not measured is missing, never zero.
@@ -81,10 +127,9 @@ def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
     Args:
         records: Finished trials.
     """
-    rows = {
-        name: [str(record.placement) if name == "placement" else getattr(record, name) for record in records]
-        for name in TRIAL_COLUMNS
-    }
+    rows = {name: [getattr(record, name) for record in records] for name in TRIAL_COLUMNS}
+    rows["placement"] = [str(record.placement) for record in records]
+    rows["curve"] = [" ".join(map(str, record.curve)) if record.curve else None for record in records]
     return pd.DataFrame(rows).astype(TRIAL_COLUMNS)
 
 
@@ -184,3 +229,79 @@ def effects_frame(
             }
         )
     return pd.DataFrame(rows, columns=list(EFFECT_COLUMNS)).astype(EFFECT_COLUMNS)
+
+
+def searched(records: Sequence[TrialRecord], findings: Findings | None) -> dict[Placement, tuple[float | None, float]]:
+    """Return what the search estimated of each placement, if it did, and saw on average in its longest trainings.
+
+    Args:
+        records: Finished trials.
+        findings: What they say.
+    """
+    complete = [record for record in records if record.state == "COMPLETE" and record.val_accuracy is not None]
+    seen: dict[Placement, dict[int, list[float]]] = {}
+    for record in complete:
+        seen.setdefault(record.placement, {}).setdefault(record.epochs or 0, []).append(record.val_accuracy or 0.0)
+    estimates = accuracies(findings) or {}
+    return {placement: (estimates.get(placement), mean(of[max(of)])) for placement, of in seen.items()}
+
+
+def verdict_frame(
+    confirmed: Confirmed | None,
+    records: Sequence[TrialRecord],
+    findings: Findings | None,
+    members: Collection[Placement],
+) -> pd.DataFrame:
+    """Return one row a comparison, with the columns of verdict.csv.
+
+    Args:
+        confirmed: What a confirmation says; without one there are no rows.
+        records: The trials of the search.
+        findings: What they say.
+        members: Placements of the front as it is now.
+    """
+    promised = searched(records, findings)
+    rows: list[dict[str, Any]] = []
+    for one in confirmed.verdicts if confirmed else ():
+        own, other = promised.get(one.placement), promised.get(one.against_placement)
+        known = own is not None and other is not None and one.against != BIGGER
+        estimates = (own[0], other[0]) if known else (None, None)  # type: ignore[index]
+        rows.append(
+            {
+                "placement": str(one.placement),
+                "against": one.against,
+                "seeds": one.seeds,
+                "difference": one.difference,
+                "difference_low": one.low,
+                "difference_high": one.high,
+                "p_value": one.p_value,
+                "verdict": one.verdict,
+                "start": one.start,
+                "epochs": confirmed.epochs if confirmed else 0,
+                "failed": one.failed,
+                "standard_error": one.error,
+                "p_value_single": one.p_single,
+                "detectable": one.detectable,
+                "search_observed": own[1] - other[1] if known else None,  # type: ignore[index]
+                "search_estimate": estimates[0] - estimates[1] if None not in estimates else None,  # type: ignore[operator]
+                "on_front": one.placement in members,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS)).astype(VERDICT_COLUMNS)
+
+
+def confirmed_frame(confirmed: Confirmed) -> pd.DataFrame:
+    """Return one row a training behind the verdicts, with the columns of confirmed.csv.
+
+    Args:
+        confirmed: What a confirmation says.
+    """
+    trainings = [training for group in confirmed.networks.values() for training in group]
+    rows = {
+        name: [
+            str(training.placement) if name == "placement" else getattr(training, name.removeprefix("test_"))
+            for training in trainings
+        ]
+        for name in CONFIRMED_COLUMNS
+    }
+    return pd.DataFrame(rows).astype(CONFIRMED_COLUMNS)

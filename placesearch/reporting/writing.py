@@ -7,10 +7,19 @@ from pathlib import Path
 
 from placesearch.front import front, knee
 from placesearch.models.architecture import Architecture, Found
-from placesearch.placement import BlockSetting
+from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
-from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame
+from placesearch.reporting.tables import (
+    accuracies,
+    confirmed_frame,
+    effects_frame,
+    front_frame,
+    trials_frame,
+    verdict_frame,
+)
+from placesearch.reporting.verdict_section import verdict_section
 from placesearch.search.findings import Findings, Interval, find
+from placesearch.verdict.verdicts import PLAIN, Confirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,11 @@ class Subject:
 
 
 def write_report(
-    folder: Path, subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None
+    folder: Path,
+    subject: Subject,
+    records: Sequence[TrialRecord],
+    findings: Findings | None = None,
+    confirmed: Confirmed | None = None,
 ) -> None:
     """Write all tables, `summary.md` and `architectures/*.yaml`; each file appears whole or not at all.
 
@@ -54,6 +67,7 @@ def write_report(
         subject: What the report is about.
         records: Finished trials.
         findings: What they say.
+        confirmed: What fresh trainings say, if there were any.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -62,19 +76,63 @@ def write_report(
     _replace(folder / "trials.csv", trials_frame(records).to_csv(index=False))
     _replace(folder / "front.csv", front_frame(records, subject.objectives, findings).to_csv(index=False))
     _replace(folder / "sites.csv", effects_frame(findings, subject.cost).to_csv(index=False))
-    _replace(folder / "summary.md", summary(subject, records, findings))
-    accuracy = accuracies(findings)
-    members = front(records, subject.objectives, accuracy)
-    configs = {f"trial-{member.trial}.yaml": found_architecture(subject, member) for member in members}
-    if members:
-        configs["best.yaml"] = found_architecture(subject, knee(members, subject.objectives, accuracy))
+    _replace(folder / "summary.md", summary(subject, records, findings, confirmed))
+    members = front(records, subject.objectives, accuracies(findings))
+    tables = {}
+    if confirmed:
+        on_front = {member.placement for member in members}
+        tables["verdict.csv"] = verdict_frame(confirmed, records, findings, on_front)
+        tables["confirmed.csv"] = confirmed_frame(confirmed)
+    for name in ("verdict.csv", "confirmed.csv"):
+        if name in tables:
+            _replace(folder / name, tables[name].to_csv(index=False))
+        else:
+            (folder / name).unlink(missing_ok=True)
+    configs = {f"trial-{member.trial}.yaml": found_architecture(subject, member).to_yaml() for member in members}
+    best, why = pick(subject.objectives, records, findings, confirmed)
+    if best is not None:
+        configs["best.yaml"] = f"# {why}\n{found_architecture(subject, best).to_yaml()}"
     target = folder / "architectures"
     target.mkdir(exist_ok=True)
-    for name, architecture in configs.items():
-        _replace(target / name, architecture.to_yaml())
+    for name, text in configs.items():
+        _replace(target / name, text)
     for old in {*target.glob("trial-*.yaml"), target / "best.yaml"}:
         if old.name not in configs:
             old.unlink(missing_ok=True)
+
+
+def pick(
+    objectives: tuple[str, ...],
+    records: Sequence[TrialRecord],
+    findings: Findings | None = None,
+    confirmed: Confirmed | None = None,
+) -> tuple[TrialRecord | None, str]:
+    """Return the trial of the architecture to use, and the reason.
+
+    Before a confirmation it is the knee of the front. After one it is the knee of the placements that were shown to be
+    better than plain, whether or not they are on the front still, and plain if there are none.
+
+    Args:
+        objectives: Names of the objectives.
+        records: Finished trials.
+        findings: What they say.
+        confirmed: What fresh trainings say, if there were any.
+    """
+    accuracy = accuracies(findings)
+    members = front(records, objectives, accuracy)
+    if not members:
+        return None, "no trial succeeded"
+    against = [one for one in confirmed.verdicts if one.against == PLAIN] if confirmed else []
+    if confirmed is None or all(one.p_value is None for one in against):
+        return knee(members, objectives, accuracy), "the knee of the front; not confirmed on fresh seeds yet"
+    longest: dict[Placement, TrialRecord] = {}
+    for record in sorted(records, key=lambda record: (record.state == "COMPLETE", record.epochs or 0, -record.trial)):
+        longest[record.placement] = record
+    known = [longest[placement] for placement in confirmed.better_than_plain if placement in longest]
+    better = [record for record in known if record.state == "COMPLETE"]
+    if better:
+        return knee(better, objectives, accuracy), "the knee of the placements that fresh seeds showed to beat plain"
+    return longest[Placement()], "plain: on fresh seeds, nothing was shown to beat it"
 
 
 def found_architecture(subject: Subject, record: TrialRecord) -> Architecture:
@@ -129,6 +187,9 @@ def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings
             "placements apart as no sum over sites. Intervals hold the true value with a probability of 90 % if that "
             "model holds; where they overlap, no difference is shown."
         )
+    stopped = sum(record.state == "PRUNED" for record in records)
+    if stopped and findings:
+        lines.append(f"Of the {stopped} stopped early, estimates take what was expected of them for what they scored.")
     epochs = {record.epochs for record in records if record.state == "COMPLETE"}
     if len(epochs) < 2:
         lines.append(
@@ -144,34 +205,42 @@ def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings
     return " ".join(lines)
 
 
-def summary(subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None) -> str:
+def summary(
+    subject: Subject,
+    records: Sequence[TrialRecord],
+    findings: Findings | None = None,
+    confirmed: Confirmed | None = None,
+) -> str:
     """Return the page `summary.md`.
 
     Args:
         subject: What the report is about.
         records: Finished trials.
         findings: What the trials say.
+        confirmed: What fresh trainings say, if there were any.
     """
     accuracy = accuracies(findings)
     members = front(records, subject.objectives, accuracy)
     complete = [record for record in records if record.state == "COMPLETE"]
     lines = [f"# {subject.name}", "", "## What was run", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value} |" for word, value in subject.facts]
-    failed = len(records) - len(complete)
-    lines += [f"| trials | {len(complete)} complete, {failed} failed |", "", "## Front", ""]
+    failed, stopped = ([record for record in records if record.state == state] for state in ("FAIL", "PRUNED"))
+    early = f", {len(stopped)} stopped early" if stopped else ""
+    lines += [f"| trials | {len(complete)} complete{early}, {len(failed)} failed |", "", "## Front", ""]
     if not members:
         lines += ["No trial succeeded; the column `error` of trials.csv says why.", ""]
     else:
-        best = knee(members, subject.objectives, accuracy)
+        best, why = pick(subject.objectives, records, findings, confirmed)
         lines += _table(members, best, findings)
         lines += [
             "",
             "Members are the trained placements that no other one beats in every objective "
             f"({', '.join(subject.objectives)}; accuracy up, everything else down)"
             + (", by estimated accuracy." if findings else ", by observed accuracy: trials are too few for estimates."),
-            "`best.yaml` is the knee, marked with *: objectives scaled over the front to 0..1, costs averaged, "
-            "the member nearest to (highest accuracy, lowest cost).",
+            f"`best.yaml`, marked with *, is {why}. The knee: objectives scaled to 0..1, costs averaged, the member "
+            "nearest to (highest accuracy, lowest cost).",
             "",
+            *(verdict_section(confirmed, records, findings, {m.placement for m in members}) if confirmed else []),
             caution(subject, records, findings),
             "",
             "## References",
@@ -182,7 +251,7 @@ def summary(subject: Subject, records: Sequence[TrialRecord], findings: Findings
         ]
     if failed:
         lines += ["## Failures", ""]
-        lines += [f"- trial {r.trial}, `{r.placement}`: {r.error}" for r in records if r.state != "COMPLETE"]
+        lines += [f"- trial {r.trial}, `{r.placement}`: {r.error}" for r in failed]
         lines += [""]
     return "\n".join(lines)
 

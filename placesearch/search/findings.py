@@ -99,7 +99,7 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
     """Return what trials say; None if they are too few or all the same.
 
     Args:
-        records: Finished trials; only complete ones are looked at.
+        records: Finished trials; those that failed are not looked at.
         settings: By site, the settings of which effects are wanted, tried or not.
     """
     scores, longest = scores_of(records)
@@ -132,12 +132,14 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
 
 
 def scores_of(records: Sequence[TrialRecord]) -> tuple[list[Score], int | None]:
-    """Return the scores of complete trials, and the epochs of the longest."""
+    """Return the scores of trials, of one that was stopped early its forecast, and the epochs of the longest."""
     complete = [record for record in records if record.state == "COMPLETE" and record.val_accuracy is not None]
     longest = max((record.epochs for record in complete if record.epochs is not None), default=None)
     scores = [
-        Score(record.placement, float(record.val_accuracy or 0.0), record.seed or 0, record.epochs != longest)
-        for record in complete
+        Score(record.placement, accuracy, record.seed or 0, record.epochs != longest)
+        for record in records
+        for accuracy in [record.val_accuracy if record.state == "COMPLETE" else record.forecast]
+        if accuracy is not None
     ]
     return scores, longest
 

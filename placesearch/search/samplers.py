@@ -240,10 +240,11 @@ class AdditiveSampler(BaseSampler):
             tried[placement] = costs
             if other.number >= position - LAG:
                 last.add(placement)
-            elif other.state == TrialState.COMPLETE:
+            elif other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 seen = other.user_attrs
                 brief = self._long_epochs is not None and seen["epochs"] < self._long_epochs
-                scores.append(Score(placement, seen["val_accuracy"], seen["seed"], brief))
+                accuracy = seen["val_accuracy" if other.state == TrialState.COMPLETE else "forecast"]
+                scores.append(Score(placement, accuracy, seen["seed"], brief))
         return scores, tried, last
 
     def _read(self, text: str) -> tuple[Placement, tuple[float, ...]]:

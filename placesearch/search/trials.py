@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from placesearch.errors import StudyError
 from placesearch.placement import Placement
-from placesearch.records import DIRECTIONS, Task, TrialRecord
+from placesearch.records import DIRECTIONS, Milestone, Task, TrialRecord
 from placesearch.search.journal import at_once, open_journal
 from placesearch.search.samplers import LAG, PLACEMENT, AdditiveSampler, make_sampler
 from placesearch.search.space import Added, SearchSpace
+from placesearch.search.stopping import Ended, milestone, milestone_epoch
 from placesearch.search.suggesting import long_number
 
 _MEASURED = tuple(
@@ -68,6 +69,7 @@ class Trials:
         added: Added,
         long_epochs: int | None = None,
         limits: Mapping[str, float] | None = None,
+        stopped_epochs: int | None = None,
     ) -> None:
         """Prepare for `ask`.
 
@@ -80,6 +82,7 @@ class Trials:
             long_epochs: How long some trials are trained; None if all are equally long. The first long ones are the
                 references once more.
             limits: The most that a candidate may cost, by the name of the cost; told to Optuna as constraints.
+            stopped_epochs: How long the other trials are trained, if hopeless ones are stopped early; None if none are.
 
         Raises:
             InputError: If there is no such sampler.
@@ -87,6 +90,8 @@ class Trials:
         self._space, self._references, self._long_epochs, self._seed = space, references, long_epochs, seed
         self._running: set[int] = set()
         self._limits = dict(limits or {})
+        self._added, self._stopped_epochs = added, stopped_epochs
+        self._costs: dict[str, tuple[float, ...]] = {}
         self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs)
 
     def must_wait(self) -> bool:
@@ -131,7 +136,39 @@ class Trials:
             earlier.user_attrs.get(PLACEMENT) == attributes[PLACEMENT] and self._epochs_at(earlier.number) == epochs
             for earlier in trials[: trial.number]
         )
-        return Task(trial.number, placement, reference, epochs, self._seed + repeated if repeated else None)
+        seed = self._seed + repeated if repeated else None
+        looked_at = self._milestone(trial.number, attributes, stops=reference is None and not repeated)
+        return Task(trial.number, placement, reference, epochs, seed, milestone=looked_at)
+
+    def _milestone(self, position: int, attributes: Mapping[str, Any], *, stops: bool) -> Milestone | None:
+        """Return where a trial is looked at on its way; whether it is stopped there depends on no later trial's result.
+
+        As a suggestion may, it depends on the trials before the last LAG ones. References and repeats are not stopped.
+        """
+        if self._stopped_epochs is None:
+            return None
+        epochs = self._epochs_at(position) or self._stopped_epochs
+        epoch = milestone_epoch(epochs)
+        if epoch is None:
+            return None
+        if not stops:
+            return Milestone(epoch)
+        ended = [
+            Ended(self._costs_of(given[PLACEMENT]), given["curve"][0], given["val_accuracy"])
+            for trial in self._all()[: max(0, position - LAG)]
+            if trial.state == TrialState.COMPLETE
+            and (given := trial.user_attrs)["epochs"] == epochs
+            and given.get("curve")
+        ]
+        return milestone(epoch, self._costs_of(attributes[PLACEMENT]), ended)
+
+    def _costs_of(self, text: str) -> tuple[float, ...]:
+        """Return what the blocks of a placement add to each cost that is an objective."""
+        if text not in self._costs:
+            added = [self._added(site, setting) for site, setting in Placement.parse(text).items()]
+            none = (0.0,) * (len(self._objectives) - 1)
+            self._costs[text] = tuple(map(float, map(sum, zip(*added, strict=True)))) if added else none
+        return self._costs[text]
 
     def is_settled(self) -> bool:
         """Tell whether the front has settled, by the model of our own sampler; with another one it never has."""

@@ -229,6 +229,8 @@ class Trainer:
     def validate(self, model: nn.Module, name: str = "validation") -> Validation:
         """Return how a model does on the whole validation split.
 
+        Done in the midst of a training, it changes nothing of what follows.
+
         Args:
             model: The model.
             name: `validation`, or another split.
@@ -236,6 +238,7 @@ class Trainer:
         Raises:
             TrainingError: If the loss is not finite.
         """
+        was_training = model.training
         model.eval()
         split, right = self._splits[name].on(self.device), []
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -246,6 +249,7 @@ class Trainer:
                 logits = _logits(model(self._normalised(images))).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
+        model.train(was_training)
         mean_loss = float(loss) / len(split.labels)
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the {name} loss is {mean_loss}")

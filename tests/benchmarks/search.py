@@ -962,6 +962,8 @@ def _common(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def _goals(volumes: pd.Series) -> list[str]:
     """Compare few trials of ours with many of Optuna's best sampler, landscape by landscape."""
+    if "additive" not in volumes.index.unique("strategy"):
+        return []
     optuna_names = [name for name in volumes.index.unique("strategy") if not name.startswith("additive")]
     lines = []
     for budget, recommendation in ((50, "observed"), (100, "smoothed")):
