@@ -35,6 +35,9 @@ class Definition:
         costs: What was counted, as `CostTable.content` has it.
         latencies: Predicted latencies, if the study goes by them: `plain_ms`, `added_ms` by block and shape, and how
             they were measured.
+        network: Channels, height and width at every site of the network, searched or not, from input to output; empty
+            in studies that began before this was kept.
+        hardware: What the study began on.
     """
 
     config: StudyConfig
@@ -47,6 +50,8 @@ class Definition:
     weights: str | None = None
     costs: dict[str, list[Any]] = field(default_factory=dict)
     latencies: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, list[int]] = field(default_factory=dict)
+    hardware: str = ""
 
     @property
     def name(self) -> str:
@@ -76,6 +81,8 @@ class Definition:
             "weights": self.weights,
             "sites": self.sites,
             "costs": self.costs,
+            "network": self.network,
+            "hardware": self.hardware,
             **({"latencies": self.latencies} if self.latencies else {}),
         }
 
@@ -117,9 +124,11 @@ class Definition:
                 ("training", training),
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+                *([("hardware", self.hardware)] if self.hardware else []),
             ),
             validation_images=self.splits.get("validation"),
             added=self._added(),
+            sites={name: (shape[0], shape[1], shape[2]) for name, shape in (self.network or self.sites).items()},
         )
 
     def _epochs(self) -> str:

@@ -1,10 +1,12 @@
 """What a run is to do: every default filled in, backbone and data looked at, costs counted; nothing is written."""
 
 import importlib.metadata
+import os
 import platform
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -193,13 +195,25 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
     versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}
     shapes = {site.name: [site.channels, site.height, site.width] for site in sites}
     weights = checkpoint.name if checkpoint else None
-    definition = Definition(config, protocol, num_classes, input_size, shapes, {}, versions, weights)
+    network = {site.name: [site.channels, site.height, site.width] for site in every if site.kinds}
+    definition = Definition(
+        config,
+        protocol,
+        num_classes,
+        input_size,
+        shapes,
+        {},
+        versions,
+        weights,
+        network=network,
+        hardware=_hardware(device),
+    )
     counted: dict[str, list[Any]] = {}
     params = sum(weight.numel() for weight in backbone.parameters())
     stored = None
     if (study_folder(definition.name) / "study.yaml").exists():
         stored = read_definition_of(definition.name)
-        definition = replace(definition, protocol=stored.protocol, versions=stored.versions)
+        definition = replace(definition, protocol=stored.protocol, versions=stored.versions, hardware=stored.hardware)
         counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
     references = reference_placements(every)
     table = CostTable(backbone, input_size, sites=every, counted=counted)
@@ -369,6 +383,17 @@ def _flat_axes(config: StudyConfig, space: SearchSpace, prices: Prices) -> list[
 def device_name(device: torch.device) -> str:
     """Return what a device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _hardware(device: torch.device) -> str:
+    """Return what a device is called, a processor by its model and cores."""
+    if device.type != "cpu":
+        return device_name(device)
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):  # only Linux has this file
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:

@@ -23,7 +23,9 @@ from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.tables import accuracies, front_frame, trials_frame, verdict_frame
+from placesearch.reporting.page import write_page
+from placesearch.reporting.parquet import write_parquet
+from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import LAG, check_sampler
@@ -93,19 +95,29 @@ class Study:
         """Return the columns of front.csv, one row a member of the front."""
         return front_frame(self.records, self.subject.objectives, self.findings)
 
+    def sites_frame(self) -> pd.DataFrame:
+        """Return the columns of sites.csv, one row a setting at a site, then the strongest pairs."""
+        return effects_frame(self.findings, self.subject.cost)
+
     def verdict_frame(self) -> pd.DataFrame:
         """Return the columns of verdict.csv, one row a comparison; no rows before `confirm`."""
         members = {record.placement for record in self.front}
         return verdict_frame(self.confirmed, self.records, self.findings, members)
 
-    def write_report(self) -> None:
+    def write_report(self, *, parquet: bool = False) -> None:
         """Write the report folder.
 
+        Args:
+            parquet: Whether to write each table as Parquet, too.
+
         Raises:
-            InputError: If it cannot be written; the trials are safe.
+            InputError: If it cannot be written; the trials are safe. Or if Parquet is asked for and pyarrow missing.
         """
         try:
             write_report(self.folder, self.subject, self.records, self.findings, self.confirmed)
+            write_page(self.folder, self.subject, self.records, self.findings, self.best)
+            if parquet:
+                write_parquet(self.folder)
         except OSError as error:
             raise InputError(
                 f"cannot write {self.folder}: {error.strerror}; "

@@ -189,3 +189,13 @@ def test_the_variances_are_the_most_probable_ones(fidelities):
             moved = model.variances.copy()
             moved[index] += step
             assert density(moved) < best + 0.01
+
+
+def test_weighted_sums_of_placements_add_what_the_placement_of_both_adds():
+    model = Model(Evidence(VOCABULARY, [Score(p, 0.5 + 0.01 * len(p)) for p in placements(12)]), variances=VARIANCES)
+    alone = [Placement({site: setting}) for site, setting in zip("ab", SETTINGS[1:], strict=False)]
+    both = Placement({site: setting for placement in alone for site, setting in placement.items()})
+    for weighted, direct in zip(model.added(alone, np.array([[1.0, 1.0]])), model.added([both]), strict=True):
+        assert weighted == pytest.approx(direct)
+    for weighted, direct in zip(model.added(alone, np.diag([2.0, -1.0])), model.added(alone), strict=True):
+        assert abs(weighted) == pytest.approx(abs(direct) * [2.0, 1.0])

@@ -43,6 +43,25 @@ def test_effects_and_pairs_are_told_with_intervals():
     assert best.low < best.estimate < best.high
 
 
+def test_averages_of_choices_are_the_means_of_what_each_setting_adds():
+    settings = [BlockSetting("cbam", r, k) for r in (4, 8) for k in (3, 7)] + [SE, BlockSetting("se", 8)]
+    found = find(study(), {"a": settings, "b": settings})
+    effects = {(e.site, e.setting): e.added.estimate for e in found.effects if e.with_site is None}
+    averages = {(average.of, average.value, average.block): average.added for average in found.averages}
+    for site in "ab":  # first over the settings of each block, then over blocks
+        of_blocks = [np.mean([effects[site, s] for s in settings if s.block == block]) for block in ("se", "cbam")]
+        assert averages["site", site, ""].estimate == pytest.approx(np.mean(of_blocks))
+    of_se = [effects[site, s] for site in "ab" for s in settings if s.block == "se"]
+    assert averages["block", "", "se"].estimate == pytest.approx(np.mean(of_se))
+    four, eight = (averages["reduction", value, "cbam"] for value in ("4", "8"))
+    assert four.estimate == pytest.approx(-eight.estimate)
+    assert four.high - four.low == pytest.approx(eight.high - eight.low)
+    means = [np.mean([effects[site, s] for site in "ab" for s in settings if s.kernel_size == k]) for k in (3, 7)]
+    assert averages["kernel_size", "7", "cbam"].estimate == pytest.approx((means[1] - means[0]) / 2)
+    assert averages["site", "a", ""].low > 0 > averages["site", "b", ""].estimate
+    assert ("kernel_size", "3", "se") not in averages
+
+
 def test_too_few_scores_or_equal_ones_say_nothing():
     assert find(study(3), {}) is None
     assert find([record(trial, "none", 0.5) for trial in range(9)], {}) is None

@@ -34,6 +34,13 @@ def test_a_study_writes_everything_that_the_documentation_names(workplace):
     front = pd.read_csv(folder / "front.csv")
     assert set(front.trial) <= set(trials.trial)
     assert (folder / "summary.md").exists()
+    assert (folder / "report.html").stat().st_size > 1e6
+    for picture in ("front.svg", "map.svg"):
+        assert "</svg>" in (folder / picture).read_text(encoding="utf-8")
+    assert pd.read_csv(folder / "candidates.csv").trial.tolist() == list(range(6))
+    assert study.sites_frame().to_csv(index=False) == (folder / "sites.csv").read_text(encoding="utf-8")
+    assert "hardware" in dict(study.subject.facts)
+    assert list(study.subject.sites)[:2] == ["unit1.bn2", "unit1"]  # the network's own order
     assert (workplace / "studies" / "s" / "journal.log").exists()
     assert study.best == ps.Architecture.load(folder / "architectures" / "best.yaml", allow=["mine:tiny"])
 

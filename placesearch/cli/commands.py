@@ -217,10 +217,11 @@ def confirm_command(
 
 @cli.command("report")
 @click.argument("study")
-def report_command(study: str) -> None:
+@click.option("--parquet", is_flag=True, help="Write each table as Parquet, too; needs pyarrow.")
+def report_command(study: str, parquet: bool) -> None:
     """Write the reports of STUDY again."""
     found = load_study(study)
-    found.write_report()
+    found.write_report(parquet=parquet)
     show_result(found)
 
 

@@ -183,7 +183,9 @@ def show_result(study: Study) -> None:
     if study.confirmed:
         console.print(_verdict_table(study.confirmed, f"verdict on {study.name}, on the test split"))
     console.print(
-        f"reports: {study.folder}/  (summary.md, front.csv, sites.csv, trials.csv)", highlight=False, soft_wrap=True
+        f"reports: {study.folder}/  (report.html, summary.md, front.csv, sites.csv, trials.csv)",
+        highlight=False,
+        soft_wrap=True,
     )
     if members:
         console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)

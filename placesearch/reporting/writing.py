@@ -33,6 +33,7 @@ class Subject:
         facts: What was run, as pairs of a word and its value.
         validation_images: Images that a val_accuracy was measured on; None if unknown.
         added: By site, the macs and params that each setting adds there.
+        sites: Channels, height and width at the sites of the network, from input to output.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     facts: tuple[tuple[str, str], ...]
     validation_images: int | None
     added: Mapping[str, Mapping[BlockSetting, tuple[int, int]]] = field(default_factory=dict)
+    sites: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def find(self, records: Sequence[TrialRecord]) -> Findings | None:
         """Return what trials of the study say; None if they are too few."""

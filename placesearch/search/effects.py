@@ -253,12 +253,19 @@ class Model:
         mean, deviation = self._given(cross + LEVEL * self._unit * ~self._brief, prior + LEVEL * self._unit)
         return self._center + mean, deviation
 
-    def added(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
-        """Return what the blocks of each placement add by themselves, without pairs, and its standard deviation."""
+    def added(self, placements: Sequence[Placement], weights: Array | None = None) -> tuple[Array, Array]:
+        """Return what the blocks of each placement add by themselves, without pairs, and its standard deviation.
+
+        Args:
+            placements: The placements.
+            weights: A matrix (sums, placements): return these weighted sums over the placements in their place.
+        """
         values = self._values(self.variances)
         rows = self.vocabulary.rows(placements)
+        if weights is not None:  # what a sum adds has weighted counts of the same effects
+            rows = {group: weights @ counts for group, counts in rows.items()}
         cross = sum(values[group] * (rows[group] @ self._rows[group].T) for group in SUMS) * self._loads(values)
-        prior = sum((values[group] * own for group, own in _squares(rows).items()), np.zeros(len(placements)))
+        prior = sum((values[group] * own for group, own in _squares(rows).items()), np.zeros(len(cross)))
         return self._given(cross, prior)
 
     def interactions(self) -> tuple[Array, Array]:

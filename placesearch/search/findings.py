@@ -8,7 +8,7 @@ import numpy as np
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
 from placesearch.search.effects import Model
-from placesearch.search.evidence import Evidence, Score, Vocabulary
+from placesearch.search.evidence import Array, Evidence, Score, Vocabulary
 
 FEWEST = 4
 """Scores below which nothing is said."""
@@ -57,6 +57,24 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """What a choice adds to the accuracy on average, every other choice made in all ways.
+
+    Args:
+        of: `site` or `block`: what any block there, or this block anywhere, adds. `reduction` or `kernel_size`: what
+            this value adds beyond the mean of all values that the same block can have at the same site.
+        value: The name of the site, or the number; empty for a block.
+        block: The block; empty for a site.
+        added: The accuracy.
+    """
+
+    of: str
+    value: str
+    block: str
+    added: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What the trials of a study say.
 
@@ -66,6 +84,7 @@ class Findings:
         epochs: The training of which the accuracies speak, where there are several: the longest.
         noise: Standard deviation of one score around what it estimates.
         lack_of_fit: Share of the variance between placements that is no sum over sites.
+        averages: Of sites, blocks and settings.
     """
 
     accuracy: Mapping[Placement, Interval]
@@ -73,6 +92,7 @@ class Findings:
     epochs: int | None
     noise: float
     lack_of_fit: float
+    averages: tuple[Average, ...] = ()
 
 
 def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSetting]]) -> Findings | None:
@@ -107,7 +127,8 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
         Effect(site, setting, sum(score.placement.get(site) == setting for score in scores), interval)
         for (site, setting), interval in zip(alone, added, strict=True)
     ]
-    return Findings(accuracy, (*effects, *_pairs(model, scores)), longest, model.noise, model.lack_of_fit)
+    averages = _averages(model, alone)
+    return Findings(accuracy, (*effects, *_pairs(model, scores)), longest, model.noise, model.lack_of_fit, averages)
 
 
 def scores_of(records: Sequence[TrialRecord]) -> tuple[list[Score], int | None]:
@@ -130,6 +151,28 @@ def vocabulary_of(settings: Mapping[str, Sequence[BlockSetting]], others: Sequen
         for site, setting in placement.items():
             every.setdefault(site, {})[setting] = None
     return Vocabulary({site: list(of_site) for site, of_site in every.items()})
+
+
+def _averages(model: Model, alone: Sequence[tuple[str, BlockSetting]]) -> tuple[Average, ...]:
+    """Average the effects of settings at sites, each given by its place in a list of all of them."""
+    sums: dict[tuple[str, str, str], list[Array]] = {}
+    of_block: dict[tuple[str, str], list[int]] = {}
+    of_cell: dict[tuple[str, str, str, int | None], list[int]] = {}  # what differs in one kind of setting alone
+    for index, (site, setting) in enumerate(alone):
+        of_block.setdefault((site, setting.block), []).append(index)
+        of_cell.setdefault((site, setting.block, "reduction", setting.kernel_size), []).append(index)
+        of_cell.setdefault((site, setting.block, "kernel_size", setting.reduction), []).append(index)
+    one = np.eye(len(alone))
+    for (site, block), members in of_block.items():
+        sums.setdefault(("site", site, ""), []).append(one[members].mean(0))
+        sums.setdefault(("block", "", block), []).append(one[members].mean(0))
+    for (_, block, of, _), members in of_cell.items():
+        for index in members if len(members) > 1 else ():
+            beyond = one[index] - one[members].mean(0)
+            sums.setdefault((of, str(getattr(alone[index][1], of)), block), []).append(beyond)
+    weights = np.array([np.mean(weights, axis=0) for weights in sums.values()])
+    found = _intervals(*model.added([Placement({site: setting}) for site, setting in alone], weights))
+    return tuple(Average(*names, interval) for names, interval in zip(sums, found, strict=True))
 
 
 def _pairs(model: Model, scores: Sequence[Score]) -> list[Effect]:
