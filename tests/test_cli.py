@@ -63,6 +63,7 @@ def test_a_run_ends_with_front_reports_and_best_config(call):
     pd.testing.assert_frame_equal(table("s"), before)
 
 
+@pytest.mark.slow
 def test_a_study_file_is_run_and_its_code_only_if_allowed(call):
     Path("mine.yaml").write_text("backbone: mine:tiny\ntrials: 1\nepochs: 1\ninput_size: 32\nname: s\n")
     code, out, err = call("run", "mine.yaml")

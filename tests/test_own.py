@@ -38,6 +38,7 @@ def test_a_function_takes_the_place_of_the_training(workplace):
     assert study.best.found.val_accuracy in {record.val_accuracy for record in study.front}
 
 
+@pytest.mark.slow
 def test_workers_import_it_by_name_and_give_the_same_results(workplace):
     one = ps.run(own(), evaluate="mine:evaluate")
     two = ps.run(own(name="t", jobs=2, evaluate="mine:evaluate"))
@@ -132,6 +133,7 @@ def test_a_function_without_a_name_cannot_be_sent_to_workers(workplace):
         ps.run(own(jobs=2), evaluate=lambda _: 0.5)
 
 
+@pytest.mark.slow
 def test_on_the_command_line_it_is_trusted_and_in_a_file_only_if_allowed(call):
     options = ["--input-size", "32", "--reductions", "2,4", "--trials", "2", "--jobs", "1"]
     code, out, err = call("run", "--backbone", "mine:tiny", "--evaluate", "mine:evaluate", *options)

@@ -48,6 +48,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(workplace):
     assert (record.trial, record.state) == (5, "COMPLETE")
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_worker_twice_fails_with_the_reason(workplace):
     def kill(event):
         if isinstance(event, StepEnded):
@@ -142,6 +143,7 @@ def test_no_worker_is_hired_while_latencies_are_measured(workplace, monkeypatch)
         ps.run(config(data="nowhere", jobs=2, objectives=("accuracy", "latency_ms")))
 
 
+@pytest.mark.slow
 def test_a_pace_is_steps_a_second_over_all_workers_and_leaves_them_ready(workplace):
     with Workers(1, assignment(), print) as workers:
         one = workers.pace(1, 0.3)
@@ -155,6 +157,7 @@ def test_a_pace_is_steps_a_second_over_all_workers_and_leaves_them_ready(workpla
     assert (record.trial, record.state) == (0, "COMPLETE")
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_train_or_die_have_no_pace(workplace):
     with Workers(1, assignment(backbone="mine:broken"), print) as workers:
         assert workers.pace(1, 0.1) == 0.0
