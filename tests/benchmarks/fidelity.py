@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, t
 
 from placesearch.evaluation.candidate import Evaluator
 from placesearch.models.architecture import Architecture
@@ -210,7 +210,26 @@ def report() -> str:
         "| information/s |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    return "\n".join([*head, *lines]) + "\n"
+    return "\n".join([*head, *lines, *_agreement(table)]) + "\n"
+
+
+def _agreement(table: pd.DataFrame) -> list[str]:
+    """Say how far trainings in fp32 are from the same ones in the usual precision."""
+    scores = table.set_index(["placement", "seed", "protocol"])[["accuracy", "loss"]].unstack()
+    pairs = scores.dropna(subset=[("loss", "scratch-5-fp32"), ("loss", "scratch-5")])
+    usual = pick_precision(torch.device("cpu"))
+    if len(pairs) < 4 or usual == "fp32":
+        return []
+    told = []
+    for score, unit, name in (("loss", 1, "nats of loss"), ("accuracy", 100, "points of accuracy")):
+        difference = unit * (pairs[score, "scratch-5-fp32"] - pairs[score, "scratch-5"])
+        reach = float(t.isf(0.025, len(pairs) - 1)) * difference.sem()
+        told.append(f"{difference.mean():+.3f} ± {reach:.3f} {name} (sd of one pair {difference.std():.3f})")
+    return [
+        "",
+        f"fp32 less {usual}, scratch-5, mean over {len(pairs)} pairs of the same placement and seed with a 95 % "
+        f"interval: {' and '.join(told)}.",
+    ]
 
 
 def _row(protocol: str, score: str, grid: pd.DataFrame, target: pd.DataFrame, seconds: float) -> str:
