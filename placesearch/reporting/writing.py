@@ -222,7 +222,8 @@ def summary(
     accuracy = accuracies(findings)
     members = front(records, subject.objectives, accuracy)
     complete = [record for record in records if record.state == "COMPLETE"]
-    lines = [f"# {subject.name}", "", "## What was run", "", "| | |", "|---|---|"]
+    lines = [f"# {subject.name}", "", "To look at: [report.html](report.html).", ""]
+    lines += ["## What was run", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value} |" for word, value in subject.facts]
     failed, stopped = ([record for record in records if record.state == state] for state in ("FAIL", "PRUNED"))
     early = f", {len(stopped)} stopped early" if stopped else ""
