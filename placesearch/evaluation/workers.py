@@ -35,7 +35,8 @@ TOLD_EVERY = 0.2
 KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """What makes the C library of Linux keep freed memory in the process. By default it returns gradients and activations
 of some megabytes to the system in each step and has them mapped and cleared anew in the next: 7,000 pages a step in
-ResNet-18 at 32x32 in batches of 128. Kept, one thread makes 1.02 times the steps (`tests/benchmarks/kept_memory.py`)."""
+ResNet-18 at 32x32 in batches of 128. Kept, one thread makes 1.02 times the steps, by `tests/benchmarks/kept_memory.py`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
