@@ -23,7 +23,7 @@ from placesearch.plan import AT_BATCH_SIZE, LEARNING_RATE, device_name
 from placesearch.records import StudyBegan, Task, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.tables import accuracies
 from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
-from placesearch.study import Study, device_named, interrupts_held, load_study, nobody, owned
+from placesearch.study import Study, device_named, interrupts_held, load_study, nobody, nothing_lost, owned
 from placesearch.training.datasets import SPLITS, Data, load_data
 from placesearch.verdict.trainings import Training, TrainingFile
 from placesearch.verdict.verdicts import BIGGER, PLAIN, REFERENCES
@@ -177,29 +177,16 @@ def _confirm(
             split="test",
         )
     )
-    try:
-        with Workers(jobs, None, watch) as workers:
-            for group, missing in zip(groups, tasks, strict=True):
-                if missing:
-                    with staffed(group.assignment, definition, data, here, workers, watch) as evaluators:
-                        for record in _train(evaluators, missing, group, watch):
-                            with interrupts_held():
-                                kept.add(group.training(record, images))
-                            watch(TrialEnded(record))
-                if group.assignment.branches:
-                    _forget_branches(name, fresh)
-    except KeyboardInterrupt:
-        with interrupts_held():
-            found = load_study(name)
-            found.write_report()
-        raise KeyboardInterrupt(f"reports are in {found.folder}/") from None
-    except BrokenPipeError:
-        raise  # nobody reads the output any more
-    except OSError as error:
-        raise StudyError(
-            f"cannot write to {study_folder(name)}: {error.strerror}; every finished training is kept, the same "
-            "command goes on"
-        ) from None
+    with nothing_lost(name, "training", lambda: load_study(name)), Workers(jobs, None, watch) as workers:
+        for group, missing in zip(groups, tasks, strict=True):
+            if missing:
+                with staffed(group.assignment, definition, data, here, workers, watch) as evaluators:
+                    for record in _train(evaluators, missing, group, watch):
+                        with interrupts_held():
+                            kept.add(group.training(record, images))
+                        watch(TrialEnded(record))
+            if group.assignment.branches:
+                _forget_branches(name, fresh)
     found = load_study(name)
     found.write_report()
     trained = sum(len(missing) for missing in tasks)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from placesearch.config import KINDS, StudyConfig, limit_of
+from placesearch.config import KINDS, StudyConfig
 from placesearch.costs import CostTable
 from placesearch.costs.latency import ENOUGH, LatencyTable, agreement, latency_table
 from placesearch.definition import Definition, read_definition_of, refuse_difference, study_folder
@@ -26,7 +26,8 @@ from placesearch.models.graph import InputSize
 from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.space import SearchSpace, make_space, reference_placements, spread, with_budget
+from placesearch.prices import Prices, flat_axes, limits_of, within_budget
+from placesearch.search.space import SearchSpace, make_space, reference_placements
 from placesearch.search.stopping import milestone_epoch
 from placesearch.training.datasets import inspect_data
 from placesearch.training.loop import Protocol, pick_precision
@@ -53,14 +54,8 @@ FINE_TUNING = 0.1
 """Share of that rate where candidates start from weights."""
 
 
-COUNTED = ("macs", "macs_full", "params")
-"""Costs that are counted."""
-
 HELD_OUT = 16
 """Placements on which a prediction of latencies is checked."""
-
-FLAT = 0.005
-"""A cost that grows by less than this share over the whole space tells candidates hardly apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ class Plan:
     definition: Definition
     space: SearchSpace
     references: dict[str, Placement]
-    prices: "Prices"
+    prices: Prices
     notes: tuple[str, ...]
     limits: dict[str, float] = field(default_factory=dict)
 
@@ -229,11 +224,11 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         latencies, kept = _latencies(backbone, input_size, every, space, settings, device, protocol, stored)
         definition = replace(definition, latencies=kept)
     prices = Prices(table, latencies)
-    limits = _limits(config, prices)
-    space, references, notes = _within_budget(config, limits, space, references, prices)
+    limits = limits_of(config, prices)
+    space, references, notes = within_budget(config, limits, space, references, prices)
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
-    notes += _flat_axes(config, space, prices)
+    notes += flat_axes(config, space, prices)
     if config.stop_early and milestone_epoch(max(protocol.epochs, filled["long_epochs"])) is None:
         notes.append("note: --stop-early changes nothing here; trainings of one epoch end before they could be stopped")
     return Plan(definition, space, references, prices, tuple(notes), limits)
@@ -286,98 +281,6 @@ def _latencies(
         )
     kept = {"plain_ms": table.plain_ms, "added_ms": table.added_ms, "told": told}
     return table, kept
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """All that is known of the cost of placements before anything is trained.
-
-    Args:
-        table: Counted costs.
-        latencies: Predicted latencies, if the study goes by them.
-    """
-
-    table: CostTable
-    latencies: LatencyTable | None
-
-    def of(self, placement: Placement) -> dict[str, Any]:
-        """Return the costs of a placement, as fields of a `TrialRecord`."""
-        cost = self.table.cost(placement)
-        counted = {name: getattr(cost, name) for name in COUNTED}
-        return counted | ({"latency_predicted_ms": self.latencies.predicted(placement)} if self.latencies else {})
-
-    def plain(self, name: str) -> float:
-        """Return a cost of the plain backbone by the name of the objective."""
-        if name == "latency_ms" and self.latencies is not None:
-            return self.latencies.plain_ms
-        return float(getattr(self.table.plain, name))
-
-    def added(self, name: str, site: str, setting: BlockSetting) -> float:
-        """Return what a block adds to a cost at a site."""
-        if name == "latency_ms" and self.latencies is not None:
-            return self.latencies.added(site, setting)
-        return float(getattr(self.table.added(site, setting), name))
-
-    def total(self, name: str, placement: Placement) -> float:
-        """Return a cost of a placement."""
-        return self.plain(name) + sum(self.added(name, site, setting) for site, setting in placement.items())
-
-
-def _limits(config: StudyConfig, prices: Prices) -> dict[str, float]:
-    """Return the most that a candidate may cost, by the name of the cost."""
-    given = {name: getattr(config, f"max_{name.removesuffix('_ms')}") for name in (*COUNTED, "latency_ms")}
-    return {name: limit_of(text, prices.plain(name)) for name, text in given.items() if text is not None}
-
-
-def _within_budget(
-    config: StudyConfig,
-    limits: dict[str, float],
-    space: SearchSpace,
-    references: dict[str, Placement],
-    prices: Prices,
-) -> tuple[SearchSpace, dict[str, Placement], list[str]]:
-    """Leave out what the budget forbids, and say what that is."""
-    if not limits:
-        return space, references, []
-    digits = {name: ".4g" if name == "latency_ms" else ",.10g" for name in limits}
-    for name, limit in limits.items():
-        if prices.plain(name) > limit:
-            field_name = f"max_{name.removesuffix('_ms')}"
-            option = f"--{field_name.replace('_', '-')} {getattr(config, field_name)}"
-            plain = f"{prices.plain(name):{digits[name]}} {name}"
-            raise InputError(f"{config.backbone} has {plain} without any block, more than {option}")
-    room = [limit - prices.plain(name) for name, limit in limits.items()]
-    kept = {
-        reference: placement
-        for reference, placement in references.items()
-        if all(prices.total(name, placement) <= limit for name, limit in limits.items())
-    }
-    notes = ["budget: at most " + ", ".join(f"{limit:{digits[name]}} {name}" for name, limit in limits.items())]
-    if len(kept) < len(references):
-        notes.append(f"over the budget and left out: {', '.join(name for name in references if name not in kept)}")
-
-    def added(site: str, setting: BlockSetting) -> list[float]:
-        return [prices.added(name, site, setting) for name in limits]
-
-    return with_budget(space, room, added), kept, notes
-
-
-def _flat_axes(config: StudyConfig, space: SearchSpace, prices: Prices) -> list[str]:
-    """Name objectives that hardly vary, and suggest one that does."""
-    known = [*COUNTED, *(["latency_ms"] if prices.latencies else [])]
-    shares = {
-        name: spread(space, lambda site, setting, name=name: prices.added(name, site, setting)) / prices.plain(name)  # type: ignore[misc]
-        for name in known
-    }
-    unknown = ", ".join(prices.table.plain.uncounted)
-    notes = [f"note: operators that no rule counts, so that macs_full is too low: {unknown}"] if unknown else []
-    for name in known:
-        if name in config.objectives and shares[name] < FLAT:
-            better = max(known, key=lambda other: shares[other])
-            hint = f"{better} vary by {100 * shares[better]:.2g} %" if better != name else "no other cost varies more"
-            little = f"{name} vary by only {100 * shares[name]:.2g} % over the whole space, too little to choose by"
-            notes.append(f"note: {little}; {hint}")
-    return notes
 
 
 def device_name(device: torch.device) -> str:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,7 +224,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
                 lines=(*plan.lines(device, jobs), *notes),
             )
         )
-        try:
+        with nothing_lost(definition.name, "trial", lambda: _study(definition, trials)):
             assignment = assignment_of(definition, device)
             if assignment.branches and not any(study_folder(definition.name).glob("branch-*.safetensors")):
                 watch(Told("the first trials train the plain network up to the branch point, from where all go on"))
@@ -233,18 +233,6 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
                 ended = _search(plan, trials, evaluators, watch, began)
             seconds, jobs = time.monotonic() - began, workers.size
             measure_members(definition, _study(definition, trials).front, device, lambda line: watch(Told(line)))
-        except KeyboardInterrupt:
-            with interrupts_held():
-                study = _study(definition, trials)
-                study.write_report()
-            raise KeyboardInterrupt(f"reports are in {study.folder}/") from None
-        except BrokenPipeError:
-            raise  # nobody reads the output any more
-        except OSError as error:
-            raise StudyError(
-                f"cannot write to {study_folder(definition.name)}: {error.strerror}; every finished trial is kept, "
-                "the same command goes on"
-            ) from None
         study = _study(definition, trials)
         training = sum(record.training_seconds or 0.0 for record in study.records if record.trial not in finished)
         study = replace(study, ended=ended, seconds=seconds, training_share=training / (seconds * jobs))
@@ -350,6 +338,35 @@ def owned(name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def nothing_lost(name: str, what: str, study: Callable[[], Study]) -> Iterator[None]:
+    """Write the reports if the block is interrupted; if the disk takes no more, say so in one line.
+
+    Args:
+        name: The study's name.
+        what: What was stored one by one in the block, `trial` or `training`.
+        study: Returns the study as it is then.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C, once the reports are written.
+        StudyError: If something cannot be written.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        with interrupts_held():
+            found = study()
+            found.write_report()
+        raise KeyboardInterrupt(f"reports are in {found.folder}/") from None
+    except BrokenPipeError:
+        raise  # nobody reads the output any more
+    except OSError as error:
+        raise StudyError(
+            f"cannot write to {study_folder(name)}: {error.strerror}; every finished {what} is kept, the same "
+            "command goes on"
+        ) from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.text import Text
 from placesearch.front import front
 from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.verdict_section import difference_text
-from placesearch.reporting.writing import estimate_text, latency_text
+from placesearch.reporting.writing import duration_text, estimate_text, latency_text
 from placesearch.search.findings import Findings
 from placesearch.staffing import Watch
 from placesearch.study import Study
@@ -86,7 +86,7 @@ class _Lines:
             test = self._told.study is not None and self._told.study.split == "test"
             what = f"seed {record.seed}" if test else f"trial {record.trial}"
             text = f"{count}  {what}: {_outcome(record, 'test' if test else 'val.')}  {_name(record)}"
-            rest = f"  ({_duration(left)} left)" if left else ""
+            rest = f"  ({duration_text(left)} left)" if left else ""
             self._console.print(text + rest, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -109,7 +109,9 @@ class _Screen:
         if told.study is None:
             return Text("preparing ...")
         left = told.seconds_left()
-        note = f"{len(told.records)}/{told.total()} trials" + (f", {_duration(left)} left" if left is not None else "")
+        note = f"{len(told.records)}/{told.total()} trials" + (
+            f", {duration_text(left)} left" if left is not None else ""
+        )
         rows = Table.grid(padding=(0, 1))
         rows.add_column(no_wrap=True, min_width=9)
         rows.add_column(no_wrap=True, min_width=24)
@@ -161,7 +163,7 @@ def show_result(study: Study) -> None:
             else ""
         )
         console.print(
-            f"{study.ended}; {'searched' if study.training_share else 'took'} {_duration(study.seconds)}{share}",
+            f"{study.ended}; {'searched' if study.training_share else 'took'} {duration_text(study.seconds)}{share}",
             highlight=False,
             soft_wrap=True,
         )
@@ -313,9 +315,3 @@ def _outcome(record: TrialRecord, split: str) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

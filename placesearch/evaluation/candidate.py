@@ -55,9 +55,9 @@ class Evaluator:
     ) -> None:
         self._plain, self._protocol, self._device = plain, protocol, device
         self._checkpoint, self._folder = checkpoint, branches
-        self._branches: dict[tuple[int, int], Branch] = {}
+        self._branches: dict[Protocol, Branch] = {}
         self._data = Data({name: split.on(device) for name, split in data.splits.items()}, data.classes, data.flip)
-        self._trainers: dict[tuple[int, int], Trainer] = {}
+        self._trainers: dict[Protocol, Trainer] = {}
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
 
@@ -74,9 +74,8 @@ class Evaluator:
         """Train the plain network for so long, and return steps a second; 0.0 if it cannot be trained here."""
         try:
             with steady(self._device, self._protocol.threads):
-                key = self._protocol.epochs, self._protocol.seed
-                branch, trainer = self._branch(*key), self._trainer(*key)
-                model = self._build(Placement(), self._protocol.seed, branch)
+                branch, trainer = self._branch(self._protocol), self._trainer(self._protocol)
+                model = self._build(Placement(), self._protocol, branch)
                 next(trainer.train(model, branch), None)  # the first step includes much that is done once
                 _finish(self._device)
                 done, began = 0, time.perf_counter()
@@ -90,45 +89,45 @@ class Evaluator:
         except (TrainingError, RuntimeError):  # RuntimeError: out of memory
             return 0.0
 
-    def _trainer(self, epochs: int, seed: int) -> Trainer:
-        key = epochs, seed
-        if key not in self._trainers:
-            self._trainers[key] = Trainer(self._data, replace(self._protocol, epochs=epochs, seed=seed), self._device)
-        return self._trainers[key]
+    def _trainer(self, protocol: Protocol) -> Trainer:
+        if protocol not in self._trainers:
+            self._trainers[protocol] = Trainer(self._data, protocol, self._device)
+        return self._trainers[protocol]
 
-    def _branch(self, epochs: int, seed: int) -> Branch | None:
+    def _branch(self, protocol: Protocol) -> Branch | None:
         if self._folder is None:
             return None
-        key = epochs, seed
-        if key not in self._branches:
+        if protocol not in self._branches:
             if len(self._branches) >= BRANCHES:
                 del self._branches[next(iter(self._branches))]
-            path = self._folder / f"branch-{epochs}-{seed}.safetensors"
+            path = self._folder / f"branch-{protocol.epochs}-{protocol.seed}.safetensors"
             with FileLock(path.with_name(path.name + ".lock")):
-                self._branches[key] = self._stored_branch(path, *key)
-        return self._branches[key]
+                self._branches[protocol] = self._stored_branch(path, protocol)
+        return self._branches[protocol]
 
-    def _stored_branch(self, path: Path, epochs: int, seed: int) -> Branch:
+    def _stored_branch(self, path: Path, protocol: Protocol) -> Branch:
         if path.exists():
             with suppress(StudyError):  # damaged: it is trained again, and will be the same
                 return load_branch(path)
-        model = self._plain.build(weights=self._checkpoint, seed=seed)
-        branch = self._trainer(epochs, seed).train_branch(model)
+        model = self._plain.build(weights=self._checkpoint, seed=protocol.seed)
+        branch = self._trainer(protocol).train_branch(model)
         with suppress(OSError):  # no room for it: who needs it trains it
             branch.save(path)
         return branch
 
-    def _build(self, placement: Placement, seed: int, branch: Branch | None) -> nn.Module:
+    def _build(self, placement: Placement, protocol: Protocol, branch: Branch | None) -> nn.Module:
         checkpoint = Checkpoint("branch", branch.weights) if branch else self._checkpoint
         return self._plain.model_copy(update={"placement": placement}).build(
-            weights=checkpoint, initial="identity" if checkpoint else "standard", seed=seed, sites=self._sites
+            weights=checkpoint,
+            initial="identity" if checkpoint else "standard",
+            seed=protocol.seed,
+            sites=self._sites,
         )
 
     def _measure(self, task: Task, watch: Watch, measured: dict[str, Any]) -> None:
-        epochs = task.epochs or self._protocol.epochs
-        seed = self._protocol.seed if task.seed is None else task.seed
-        trainer, branch = self._trainer(epochs, seed), self._branch(epochs, seed)
-        model = self._build(task.placement, seed, branch)
+        protocol = protocol_of(task, self._protocol)
+        trainer, branch, epochs = self._trainer(protocol), self._branch(protocol), protocol.epochs
+        model = self._build(task.placement, protocol, branch)
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
@@ -165,6 +164,12 @@ def _is_stopped(milestone: Milestone, trainer: Trainer, model: nn.Module, measur
     return True
 
 
+def protocol_of(task: Task, protocol: Protocol) -> Protocol:
+    """Return the protocol of a study with the epochs and the seed of a task, where it has its own."""
+    seed = protocol.seed if task.seed is None else task.seed
+    return replace(protocol, epochs=task.epochs or protocol.epochs, seed=seed)
+
+
 def tried(
     task: Task, protocol: Protocol, device: torch.device, measure: Callable[[dict[str, Any]], None]
 ) -> TrialRecord:
@@ -177,8 +182,8 @@ def tried(
         measure: Evaluates it and puts what it measured into the mapping that it gets, by the names of `TrialRecord`.
     """
     began = time.perf_counter()
-    seed = protocol.seed if task.seed is None else task.seed
-    measured: dict[str, Any] = {"epochs": task.epochs or protocol.epochs, "seed": seed}
+    own = protocol_of(task, protocol)
+    measured: dict[str, Any] = {"epochs": own.epochs, "seed": own.seed}
     state, error = "COMPLETE", None
     try:
         with steady(device, protocol.threads):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from placesearch.errors import InputError, TrainingError
-from placesearch.evaluation.candidate import Watch, tried
+from placesearch.evaluation.candidate import Watch, protocol_of, tried
 from placesearch.models.architecture import Architecture
 from placesearch.models.code import import_named
 from placesearch.models.weights import Checkpoint
@@ -90,10 +90,11 @@ class OwnEvaluator:
 
     def _measure(self, task: Task, measured: dict[str, Any]) -> None:
         began = time.perf_counter()
+        protocol = protocol_of(task, self._protocol)
         candidate = Candidate(
             architecture=self._plain.model_copy(update={"placement": task.placement}),
-            seed=self._protocol.seed if task.seed is None else task.seed,
-            epochs=task.epochs or self._protocol.epochs,
+            seed=protocol.seed,
+            epochs=protocol.epochs,
             device=self._device,
             split=task.split,
             checkpoint=self._checkpoint,

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from placesearch.search.findings import REACH
+
 LIGHT: Mapping[str, str] = {
     "paper": "#ffffff",
     "panel": "#f4f6f8",
@@ -186,7 +188,7 @@ def certainty(effect: float, low: float, high: float) -> float:
         >>> certainty(0.0, -1.0, 1.0)
         0.5
     """
-    deviation = (high - low) / 2 / 1.6449
+    deviation = (high - low) / 2 / REACH
     if deviation <= 0:
         return 1.0 if effect else 0.5
     return 0.5 * (1 + math.erf(abs(effect) / deviation / math.sqrt(2)))

@@ -20,7 +20,7 @@ from placesearch.reporting.figures import curves_figure, effect_figures, front_f
 from placesearch.reporting.front_picture import front_svg, title_of
 from placesearch.reporting.map_picture import KEY, LABELS, PlacementMap, placement_map
 from placesearch.reporting.picture_tables import PictureTables, costs_of, picture_tables
-from placesearch.reporting.writing import Subject, caution, found_architecture
+from placesearch.reporting.writing import Subject, caution, duration_text, found_architecture, replace_file
 from placesearch.search.findings import Findings
 
 _VERDICT = (
@@ -69,13 +69,13 @@ def write_page(
         ("effects", tables.averages),
         ("hypervolume", tables.history),
     ):
-        _replace(folder / f"{name}.csv", table.to_csv(index=False))
-    _replace(folder / "front.svg", front_svg(subject, tables, picked))
+        replace_file(folder / f"{name}.csv", table.to_csv(index=False))
+    replace_file(folder / "front.svg", front_svg(subject, tables, picked))
     drawn = placement_map(subject, tables, picked)
-    _replace(folder / "map.svg", drawn.svg())
+    replace_file(folder / "map.svg", drawn.svg())
     verdict = folder / "verdict.csv"
     judged = pd.read_csv(verdict) if verdict.exists() else None
-    _replace(folder / "report.html", page(subject, records, findings, tables, drawn, picked, judged))
+    replace_file(folder / "report.html", page(subject, records, findings, tables, drawn, picked, judged))
 
 
 def page(
@@ -281,18 +281,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
-
-
 _TINTS = {name: f"var(--{name})" for name in LIGHT}
 """In the page colours are names that its script looks up, because they change with the screen's."""
 
@@ -303,5 +291,5 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["duration"] = _duration
+_ENVIRONMENT.filters["duration"] = duration_text
 _TEMPLATE = _ENVIRONMENT.get_template("page.html")

@@ -73,10 +73,10 @@ def write_report(
         OSError: If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "trials.csv", trials_frame(records).to_csv(index=False))
-    _replace(folder / "front.csv", front_frame(records, subject.objectives, findings).to_csv(index=False))
-    _replace(folder / "sites.csv", effects_frame(findings, subject.cost).to_csv(index=False))
-    _replace(folder / "summary.md", summary(subject, records, findings, confirmed))
+    replace_file(folder / "trials.csv", trials_frame(records).to_csv(index=False))
+    replace_file(folder / "front.csv", front_frame(records, subject.objectives, findings).to_csv(index=False))
+    replace_file(folder / "sites.csv", effects_frame(findings, subject.cost).to_csv(index=False))
+    replace_file(folder / "summary.md", summary(subject, records, findings, confirmed))
     members = front(records, subject.objectives, accuracies(findings))
     tables = {}
     if confirmed:
@@ -85,7 +85,7 @@ def write_report(
         tables["confirmed.csv"] = confirmed_frame(confirmed)
     for name in ("verdict.csv", "confirmed.csv"):
         if name in tables:
-            _replace(folder / name, tables[name].to_csv(index=False))
+            replace_file(folder / name, tables[name].to_csv(index=False))
         else:
             (folder / name).unlink(missing_ok=True)
     configs = {f"trial-{member.trial}.yaml": found_architecture(subject, member).to_yaml() for member in members}
@@ -95,7 +95,7 @@ def write_report(
     target = folder / "architectures"
     target.mkdir(exist_ok=True)
     for name, text in configs.items():
-        _replace(target / name, text)
+        replace_file(target / name, text)
     for old in {*target.glob("trial-*.yaml"), target / "best.yaml"}:
         if old.name not in configs:
             old.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def summary(
     accuracy = accuracies(findings)
     members = front(records, subject.objectives, accuracy)
     complete = [record for record in records if record.state == "COMPLETE"]
-    lines = [f"# {subject.name}", "", "To look at: [report.html](report.html).", ""]
+    lines = [f"# {subject.name}", "", "`report.html` beside this page shows the same in pictures.", ""]
     lines += ["## What was run", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value} |" for word, value in subject.facts]
     failed, stopped = ([record for record in records if record.state == state] for state in ("FAIL", "PRUNED"))
@@ -332,7 +332,24 @@ def latency_text(record: TrialRecord) -> str:
     return f"{record.latency_ratio:.2f} ({record.latency_ratio_low:.2f} to {record.latency_ratio_high:.2f})"
 
 
-def _replace(path: Path, text: str) -> None:
+def duration_text(seconds: float) -> str:
+    """Return a duration with its two largest units.
+
+    Example:
+        >>> duration_text(59.6), duration_text(3600 + 61)
+        ('1 min 00 s', '1 h 01 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
