@@ -9,10 +9,11 @@ from placesearch.search.evidence import GROUPS, SUMS, Evidence, Score
 def test_counts_are_those_of_explicit_effects():
     every = placements(20)
     evidence = Evidence(VOCABULARY, [Score(placement, 0.0) for placement in every])
-    _, counts = evidence.part(20)
+    counts, some = evidence.among(0, 20), evidence.among(5, 12)
     for group in GROUPS:
         matrix = columns(every, group)
         assert np.array_equal(counts[group], matrix @ matrix.T), group
+        assert np.array_equal(some[group], matrix[5:12] @ matrix[:12].T), group
 
 
 def test_placements_that_have_no_score_have_something_in_common_with_those_that_have():

@@ -62,6 +62,9 @@ OUTLIER, FEWEST_TO_JUDGE = 5.0, 5
 A training that went wrong says that its placement is bad. How bad is no sum of effects, and would drown all others.
 """
 
+ROWS = 128
+"""Scores or placements that are looked at together, which bounds the memory that it takes."""
+
 MOST_TO_FIT = 300
 """Variances are estimated from at most so many scores, spread evenly over the study."""
 
@@ -105,7 +108,6 @@ class Model:
         evidence: The scores.
         size: How many of them to go by, from the first on; None for all. At least one.
         variances: Logarithms of the variances as another model of this vocabulary found them; None to find them.
-        earlier: A model of fewer of these scores with these variances, from which work is taken over.
 
     Example:
         >>> from placesearch.search.evidence import Score
@@ -117,16 +119,10 @@ class Model:
         True
     """
 
-    def __init__(
-        self,
-        evidence: Evidence,
-        size: int | None = None,
-        variances: Array | None = None,
-        earlier: "Model | None" = None,
-    ) -> None:
+    def __init__(self, evidence: Evidence, size: int | None = None, variances: Array | None = None) -> None:
         self._evidence, self.size = evidence, len(evidence) if size is None else size
         self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self.size]
-        self._rows, self._counts = evidence.part(self.size)
+        self._rows = evidence.rows(self.size)
         y = np.array([score.accuracy for score in self.scores])
         brief = np.array([score.brief for score in self.scores])
         self._brief = brief if brief.any() and not brief.all() else np.zeros_like(brief)
@@ -141,9 +137,8 @@ class Model:
         parts = [self._y[part] for part in (self._brief, ~self._brief) if part.sum() > 1]
         self._unit = max([float(part.var()) for part in parts], default=0.0) or 1e-8
         self.variances = self._most_probable() if variances is None else variances
-        values = self._values(self.variances)
-        self._worth = self._of_effects(values, earlier)
-        self._factor = cho_factor(self._covariance(values, self._worth), lower=True, check_finite=False)
+        covariance = self._covariance(self._values(self.variances))
+        self._factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         self._weights = cho_solve(self._factor, self._y - self._center, check_finite=False)
 
     def _values(self, variances: Array) -> dict[str, float]:
@@ -156,42 +151,57 @@ class Model:
     def _noises(self, values: Mapping[str, float]) -> Array:
         return np.where(self._brief, values["brief noise"], values["noise"]).astype(float)
 
-    def _same_seed(self) -> Array:
-        return np.asarray((self._cells[:, None] == self._cells[None, :]) * 1.0)
+    def _same_seed(self, start: int, stop: int) -> Array:
+        return np.asarray((self._cells[start:stop, None] == self._cells[None, :stop]) * 1.0)
 
-    def _of_effects(self, values: Mapping[str, float], earlier: "Model | None" = None) -> Array:
-        """Return the covariance of what placements are worth."""
-        done = earlier.size if earlier is not None else 0
-        total, part = np.zeros((self.size, self.size)), np.empty((self.size - done, self.size))
-        for group, counts in self._counts.items():
-            total[done:] += np.multiply(counts[done:], values[group], out=part)
-        if earlier is not None:
-            total[:done, :done], total[:done, done:] = earlier._worth, total[done:, :done].T
-        return total
+    def _covariance(self, values: Mapping[str, float]) -> Array:
+        """Return the covariance of the scores: its lower triangle; what is above is not filled in everywhere.
 
-    def _covariance(self, values: Mapping[str, float], worth: Array) -> Array:
-        """Return the covariance of the scores."""
+        It is made a few rows at a time, because what goes into it takes many times the memory that it has itself.
+        """
+        covariance = np.zeros((self.size, self.size), order="F")  # in the order that can be factored in place
+        for start in range(0, self.size, ROWS):
+            stop = min(start + ROWS, self.size)
+            counts = self._evidence.among(start, stop)
+            covariance[start:stop, :stop] = self._between(values, counts, _weighed(values, counts), start, stop)
+        return covariance
+
+    def _between(
+        self, values: Mapping[str, float], counts: Mapping[str, Array], worth: Array, start: int, stop: int
+    ) -> Array:
+        """Return the covariance of some scores with all up to the last of them: (stop - start, stop).
+
+        Args:
+            values: The variances.
+            counts: What the placements have in common, by group.
+            worth: The covariance of what they are worth.
+            start: The first of the scores.
+            stop: The one after the last.
+        """
         covariance = worth.copy()
         if self._brief.any():
-            loads, brief = self._loads(values), np.outer(self._brief, self._brief)
-            covariance *= np.outer(loads, loads)
+            loads, own, others = self._loads(values), self._brief[start:stop], self._brief[:stop]
+            covariance *= np.outer(loads[start:stop], loads[:stop])
+            both = np.outer(own, others)
             for group in BIAS_SHARES:
-                covariance += values[f"bias {group}"] * brief * self._counts[group]
-            covariance[self._brief[:, None] == self._brief[None, :]] += LEVEL * self._unit
+                covariance += values[f"bias {group}"] * both * counts[group]
+            covariance[own[:, None] == others[None, :]] += LEVEL * self._unit
         else:
             covariance += LEVEL * self._unit
         if self._many_seeds:
-            covariance += values["seed"] * self._same_seed()
-        covariance[np.diag_indices_from(covariance)] += self._noises(values) + 1e-9 * self._unit
+            covariance += values["seed"] * self._same_seed(start, stop)
+        covariance[np.arange(stop - start), np.arange(start, stop)] += (
+            self._noises(values)[start:stop] + 1e-9 * self._unit
+        )
         return covariance
 
-    def _first(self) -> Array:
+    def _first(self, counts: Mapping[str, Array]) -> Array:
         """Return what the variances are first taken to be: shares of the variance of the scores."""
         shares = {**SHARES, **{f"bias {group}": share for group, share in BIAS_SHARES.items()}, **OTHER_SHARES}
         first = []
         for name in NAMES:
-            counts = self._counts.get(name.removeprefix("bias "))
-            explained = 1.0 if counts is None else float(np.diag(counts).mean() - counts.mean())
+            count = counts.get(name.removeprefix("bias "))
+            explained = 1.0 if count is None else float(np.diag(count).mean() - count.mean())
             first.append(0.0 if name == "scale" else np.log(shares[name] * self._unit / max(explained, 0.05)))
         return np.array(first)
 
@@ -200,23 +210,25 @@ class Model:
         if self.size > MOST_TO_FIT:
             every = np.linspace(0, self.size - 1, MOST_TO_FIT).round().astype(int)
             return Model(Evidence(self.vocabulary, [self.scores[index] for index in every])).variances
-        first, y = self._first(), self._y - self._center
+        counts = self._evidence.among(0, self.size)
+        first, y = self._first(counts), self._y - self._center
         spread = np.array([SCALE_SPREAD if name == "scale" else SPREAD for name in NAMES])
 
         def loss(variances: Array) -> tuple[float, Array]:
             values = self._values(variances)
-            worth = self._of_effects(values)
-            factor = cho_factor(self._covariance(values, worth), lower=True, check_finite=False)
+            worth = _weighed(values, counts)
+            covariance = self._between(values, counts, worth, 0, self.size)
+            factor = cho_factor(covariance, lower=True, check_finite=False)
             weights = cho_solve(factor, y, check_finite=False)
             outer = cho_solve(factor, np.eye(self.size), check_finite=False) - np.outer(weights, weights)
             own, loads = np.diag(outer), self._loads(values)
             scaled = outer * np.outer(loads, loads)
-            slopes = {group: float(np.vdot(scaled, counts)) for group, counts in self._counts.items()}
+            slopes = {group: float(np.vdot(scaled, count)) for group, count in counts.items()}
             slopes["noise"] = float(own[~self._brief].sum())
-            slopes["seed"] = float(np.vdot(outer, self._same_seed())) if self._many_seeds else 0.0
+            slopes["seed"] = float(np.vdot(outer, self._same_seed(0, self.size))) if self._many_seeds else 0.0
             slopes["brief noise"] = float(own[self._brief].sum())
             both = outer * np.outer(self._brief, self._brief)
-            slopes |= {f"bias {group}": float(np.vdot(both, self._counts[group])) for group in BIAS_SHARES}
+            slopes |= {f"bias {group}": float(np.vdot(both, counts[group])) for group in BIAS_SHARES}
             slopes = {name: values[name] * slope for name, slope in slopes.items()}
             moved = np.where(self._brief, values["scale"], 0.0)
             slopes["scale"] = float(np.vdot(outer * np.outer(moved, loads), worth)) * 2
@@ -237,16 +249,26 @@ class Model:
     def lack_of_fit(self) -> float:
         """Share of the variance between placements that is no sum over sites, but of pairs or peculiar to each."""
         values = self._values(self.variances)
-        explained = {g: float(np.diag(c).mean() - c.mean()) * values[g] for g, c in self._counts.items()}
+        placements, explained = [score.placement for score in self.scores], dict.fromkeys(SHARES, 0.0)
+        for start in range(0, self.size, ROWS):
+            some = placements[start : start + ROWS]
+            for group, count in self._evidence.common(some, self.vocabulary.rows(some), self.size).items():
+                apart = count.diagonal(start).sum() / self.size - count.sum() / self.size**2
+                explained[group] += values[group] * float(apart)
         total = sum(explained.values())
         return (explained["pair"] + explained["placement"]) / total if total > 0 else 0.0
 
     def estimate(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
         """Return for each placement what its (long) accuracy is expected to be, and the standard deviation of that."""
+        parts = [self._estimate(placements[start : start + ROWS]) for start in range(0, len(placements), ROWS)]
+        means, deviations = zip(*parts, strict=True) if parts else ((np.zeros(0),), (np.zeros(0),))
+        return np.concatenate(means), np.concatenate(deviations)
+
+    def _estimate(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
         values = self._values(self.variances)
         rows = self.vocabulary.rows(placements)
         counts = self._evidence.common(placements, rows, self.size)
-        cross = sum(values[group] * counts[group] for group in SHARES) * self._loads(values)
+        cross = _weighed(values, counts) * self._loads(values)
         blocks = rows["site block"].sum(1)
         own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
         prior = sum(values[group] * own[group] for group in SHARES)
@@ -327,6 +349,11 @@ class Model:
             sums = {group: prior.sums[group] + corrected for group, corrected in sums.items()}
             pairs = prior.pairs + pairs
         return Effects(self.vocabulary, sums, pairs, level)
+
+
+def _weighed(values: Mapping[str, float], counts: Mapping[str, Array]) -> Array:
+    """Return the covariance of what placements are worth, from what they have in common, by group."""
+    return np.asarray(sum(values[group] * count for group, count in counts.items()))
 
 
 def _squares(rows: Mapping[str, Array]) -> dict[str, Array]:

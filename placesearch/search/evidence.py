@@ -108,7 +108,6 @@ class Evidence:
         self._number_of: dict[Placement, int] = {}
         self._numbers = np.zeros(8, dtype=np.int64)
         self._rows = {group: np.zeros((8, len(vocabulary.columns(group)))) for group in SUMS}
-        self._counts = {group: np.zeros((8, 8)) for group in GROUPS}
         for score in scores:
             self.add(score)
 
@@ -118,31 +117,33 @@ class Evidence:
     def add(self, score: Score) -> None:
         """Add one more score."""
         at = len(self.scores)
-        if at == len(self._counts["pair"]):
+        if at == len(self._numbers):
             self._numbers = np.pad(self._numbers, (0, at))
             self._rows = {group: np.pad(rows, ((0, at), (0, 0))) for group, rows in self._rows.items()}
-            self._counts = {group: np.pad(counts, (0, at)) for group, counts in self._counts.items()}
-        own = self.vocabulary.rows([score.placement])
-        for group, row in own.items():
+        for group, row in self.vocabulary.rows([score.placement]).items():
             self._rows[group][at] = row
         self.scores.append(score)
         self._numbers[at] = self._number_of.setdefault(score.placement, len(self._number_of))
-        for group, count in self.common([score.placement], own, at + 1).items():
-            self._counts[group][at, : at + 1] = self._counts[group][: at + 1, at] = count[0]
 
-    def part(self, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return the effects in the first scores' placements, and what these have in common, by group."""
-        rows = {group: of_group[:size] for group, of_group in self._rows.items()}
-        return rows, {group: of_group[:size, :size] for group, of_group in self._counts.items()}
+    def rows(self, size: int) -> dict[str, Array]:
+        """Return the effects in the first scores' placements: one matrix (size, effects) for each group of sums."""
+        return {group: of_group[:size] for group, of_group in self._rows.items()}
 
     def numbers(self, size: int) -> NDArray[np.int64]:
         """Return a number for each of the first scores, equal for equal placements."""
         return self._numbers[:size]
 
+    def among(self, start: int, stop: int) -> dict[str, Array]:
+        """Count what some scores have in common with all up to the last of them: (stop - start, stop) by group."""
+        rows = {group: of_group[start:stop] for group, of_group in self._rows.items()}
+        return self._common(rows, self._numbers[start:stop], stop)
+
     def common(self, placements: Sequence[Placement], rows: Mapping[str, Array], size: int) -> dict[str, Array]:
         """Count what placements have in common with those of the first scores: matrices (placements, size) by group."""
+        return self._common(rows, np.array([self._number_of.get(placement, -1) for placement in placements]), size)
+
+    def _common(self, rows: Mapping[str, Array], numbers: NDArray[np.int64], size: int) -> dict[str, Array]:
         counts = {group: rows[group] @ self._rows[group][:size].T for group in SUMS}
         blocks = counts["site block"]
-        own = np.array([self._number_of.get(placement, -1) for placement in placements])
-        same = (own[:, None] == self._numbers[:size]) * 1.0
+        same = (numbers[:, None] == self._numbers[:size]) * 1.0
         return {**counts, "pair": (blocks * blocks - blocks) / 2, "placement": same}

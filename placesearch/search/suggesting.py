@@ -56,7 +56,7 @@ class Suggester:
         self.costs = len(added)
         self._proposer = Proposer(choices, added, room, limited)
         self._evidence = Evidence(vocabulary_of(_settings(choices), others))
-        self._earlier: tuple[int, Model] | None = None
+        self._estimated: tuple[int, Array] = (0, np.zeros(0))
 
     def suggest(
         self,
@@ -106,10 +106,9 @@ class Suggester:
         for score in scores[len(self._evidence) :]:
             self._evidence.add(score)
         size = last_estimate(len(scores))
-        if self._earlier is None or self._earlier[0] != size or self._earlier[1].size > len(scores):
-            self._earlier = (size, Model(self._evidence, size))
-        self._earlier = (size, Model(self._evidence, len(scores), self._earlier[1].variances, self._earlier[1]))
-        return self._earlier[1]
+        if size != self._estimated[0]:
+            self._estimated = (size, Model(self._evidence, size).variances)
+        return Model(self._evidence, len(scores), self._estimated[1])
 
     def _least_certain(
         self, model: Model, costs: Mapping[Placement, Sequence[float]], waiting: Collection[Placement]
