@@ -131,11 +131,21 @@ def load_study(name: str) -> Study:
     Raises:
         StudyError: If there is no such study, or it is damaged.
     """
+    return open_study(name)()
+
+
+def open_study(name: str) -> Callable[[], Study]:
+    """Open a study from `studies/NAME`; return a function that gives it as it stands whenever it is called.
+
+    Raises:
+        StudyError: If there is no such study, or it is damaged.
+    """
     known = study_names()
     if name not in known:
         raise StudyError(f"no study '{name}' in {STUDIES}/; there are: {', '.join(known) or 'none'}")
     definition = read_definition_of(name)
-    return _study(definition, _trials(definition.config))
+    trials = _trials(definition.config)
+    return lambda: _study(definition, trials)
 
 
 def study_names() -> list[str]:
@@ -253,6 +263,7 @@ def _study(definition: Definition, trials: Trials) -> Study:
 def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
     """Run trials until a limit is met; return which one."""
     config, epochs = plan.definition.config, plan.definition.protocol.epochs
+    subject = plan.definition.subject()
     records = trials.records()
     running: set[int] = set()
     while True:
@@ -276,7 +287,7 @@ def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, be
         for evaluated in evaluators.results():
             record = replace(evaluated, **plan.prices.of(evaluated.placement))
             with interrupts_held():
-                trials.complete(record)
+                trials.complete(record, found_architecture(subject, record).to_yaml())
             running.discard(record.trial)
             records.append(record)
             watch(TrialEnded(record))

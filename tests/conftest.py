@@ -69,3 +69,16 @@ def call(start):
         return process.returncode, out, err
 
     return finish
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium that the system has; tests that need one skip without it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield launched
+        launched.close()

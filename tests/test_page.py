@@ -1,7 +1,6 @@
 import json
 import random
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -166,18 +165,6 @@ def test_a_thousand_trials_of_fifty_sites_fit_on_a_page(tmp_path):
     reader = written(tmp_path, records, None, subject, records[0])
     assert (tmp_path / "report.html").stat().st_size < 8e6
     assert len(data_of(reader)["placements"]) == 1000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs a Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

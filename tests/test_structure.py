@@ -30,6 +30,7 @@ ROOMS = [
     "staffing",
     "study",
     "confirming",
+    "dashboard",
     "cli",
 ]
 """Lowest first; a room knows only those before it."""
@@ -48,7 +49,8 @@ THIRD_PARTY = {
         "cli",
     },
     "torchvision": {"models", "training"},
-    "optuna": {"search"},
+    "optuna": {"search", "dashboard"},
+    "optuna_dashboard": {"dashboard"},
     "fvcore": {"costs"},
     "pandas": {"reporting", "study", "cli"},
     "rich": {"cli"},
@@ -57,13 +59,14 @@ THIRD_PARTY = {
     "yaml": {"config", "models", "definition", "measured"},
     "sklearn": {"training"},
     "PIL": {"training"},
-    "numpy": {"front", "costs", "training", "evaluation", "search", "verdict", "plan"},
+    "numpy": {"front", "costs", "training", "evaluation", "search", "verdict", "reporting", "plan"},
     "plotly": {"reporting"},
     "jinja2": {"reporting"},
     "markupsafe": {"reporting"},
     "filelock": {"evaluation", "search", "study"},
     "safetensors": {"models", "training"},
     "scipy": {"costs", "search", "verdict"},
+    "threadpoolctl": {"search"},
 }
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -2,6 +2,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 
 from placesearch.errors import InputError
 from placesearch.models.sites import Site
@@ -54,6 +55,29 @@ def test_references_come_first_and_those_outside_of_the_space_keep_their_text(tm
     assert [record.placement for record in records[:3]] == list(REFERENCES.values())
     assert SPACE.chosen(REFERENCES["plain"]) is not None
     assert SPACE.chosen(records[2].placement) is None  # k=7 is not among the choices
+
+
+def test_each_trial_has_its_config_attached_and_opening_the_journal_again_writes_nothing(tmp_path):
+    trials = opened(tmp_path)
+    for number in range(2):
+        trials.complete(finished(trials.ask()), f"placesearch: 1 # {number}\n")
+    written = (tmp_path / "journal.log").read_bytes()
+    study = opened(tmp_path)._study
+    assert (tmp_path / "journal.log").read_bytes() == written
+    assert study.metric_names == list(OBJECTIVES)
+    store = FileSystemArtifactStore(tmp_path / "artifacts")
+    for number, trial in enumerate(study.get_trials()):
+        (meta,) = get_all_artifact_meta(trial, storage=study._storage)
+        assert meta.filename == f"trial-{number}.yaml"
+        with store.open_reader(meta.artifact_id) as file:
+            assert file.read() == f"placesearch: 1 # {number}\n".encode()
+
+
+def test_a_config_that_cannot_be_written_loses_no_trial(tmp_path):
+    (tmp_path / "artifacts").write_text("a file where the folder would be")
+    trials = opened(tmp_path)
+    trials.complete(finished(trials.ask()), "placesearch: 1\n")
+    assert [record.trial for record in opened(tmp_path).records()] == [0]
 
 
 @pytest.mark.parametrize("sampler", EVERY)

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one lin
 same command goes on.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile
 from placesearch.costs.latency import measure
+from placesearch.dashboard import dashboard, newest_study
 from placesearch.errors import InputError, PlacesearchError
 from placesearch.models.architecture import Architecture
 from placesearch.models.blocks import BLOCKS, block_named
@@ -223,6 +225,19 @@ def report_command(study: str, parquet: bool) -> None:
     found = load_study(study)
     found.write_report(parquet=parquet)
     show_result(found)
+
+
+@cli.command("dashboard")
+@click.argument("study", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 for a free one.")
+def dashboard_command(study: str | None, host: str, port: int) -> None:
+    """Show STUDY in a browser, also while it runs; the one that was changed last if none is named.
+
+    Ends with Ctrl-C.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        dashboard(study or newest_study(), host, port, lambda line: click.echo(line, err=line.startswith("warning")))
 
 
 @cli.command("studies")

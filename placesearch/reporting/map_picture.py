@@ -93,9 +93,7 @@ def placement_map(subject: Subject, tables: PictureTables, best: int | None = No
     members = rows[rows.on_front | (rows.trial == best)].sort_values([*costs, "trial"])
     placements = [Placement.parse(words) for words in members.placement]
     alone = tables.effects[tables.effects.with_site.isna()]
-    settings = [
-        BlockSetting(b, _whole(r), _whole(k)) for b, r, k in alone[["block", "reduction", "kernel_size"]].values
-    ]
+    settings = [setting_of(*columns) for columns in alone[["block", "reduction", "kernel_size"]].to_numpy()]
     numbers = alone[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
     effects = {
         (site, setting): _Effect(*map(float, row))
@@ -173,6 +171,11 @@ def setting_text(setting: BlockSetting) -> str:
     """
     numbers = "·".join(str(value) for value in (setting.reduction, setting.kernel_size) if value is not None)
     return f"{shortened(setting.block.rpartition(':')[2].replace('_', '-'), 7)} {numbers}".strip()
+
+
+def setting_of(block: str, reduction: float, kernel_size: float) -> BlockSetting:
+    """Return a setting from the columns of a table, where empty ones are no numbers."""
+    return BlockSetting(block, _whole(reduction), _whole(kernel_size))
 
 
 def _whole(value: object) -> int | None:

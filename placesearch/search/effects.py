@@ -19,13 +19,15 @@ MacKay 1992 (Neural Computation 4, 415-447); a linear link between fidelities, K
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.evidence import SUMS, Array, Evidence, Vocabulary, keys_of
+from placesearch.search.evidence import SUMS, Array, Counts, Evidence, Vocabulary, keys_of
 
 SHARES = {
     "block": 0.10,
@@ -62,6 +64,9 @@ OUTLIER, FEWEST_TO_JUDGE = 5.0, 5
 A training that went wrong says that its placement is bad. How bad is no sum of effects, and would drown all others.
 """
 
+LINEAR_ALGEBRA = ThreadpoolController()
+"""Sets the threads of linear algebra: one, as all cores are training and two threads would wait for each other."""
+
 ROWS = 128
 """Scores or placements that are looked at together, which bounds the memory that it takes."""
 
@@ -88,7 +93,7 @@ class Effects:
         """Return the accuracy of placements, without what is peculiar to each."""
         return self.at(self.vocabulary.rows(placements))
 
-    def at(self, rows: Mapping[str, Array]) -> Array:
+    def at(self, rows: Mapping[str, Array] | Mapping[str, Counts]) -> Array:
         """Return the same for placements whose effects were counted."""
         blocks = rows["site block"]
         pairs = ((blocks @ self.pairs) * blocks).sum(1) / 2
@@ -159,7 +164,8 @@ class Model:
 
         It is made a few rows at a time, because what goes into it takes many times the memory that it has itself.
         """
-        covariance = np.zeros((self.size, self.size), order="F")  # in the order that can be factored in place
+        held = mmap(-1, 8 * self.size**2)  # goes back to the system with the model; the heap would keep it, in pieces
+        covariance = np.ndarray((self.size, self.size), buffer=held, order="F")  # in that order factored in place
         for start in range(0, self.size, ROWS):
             stop = min(start + ROWS, self.size)
             counts = self._evidence.among(start, stop)

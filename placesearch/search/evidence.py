@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from placesearch.placement import BlockSetting, Placement
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.float32]
 
 SUMS = ("block", "setting", "site", "site block", "site setting")
 """Groups of effects that are sums over sites."""
@@ -107,7 +109,7 @@ class Evidence:
         self.scores: list[Score] = []
         self._number_of: dict[Placement, int] = {}
         self._numbers = np.zeros(8, dtype=np.int64)
-        self._rows = {group: np.zeros((8, len(vocabulary.columns(group)))) for group in SUMS}
+        self._rows = {group: np.zeros((8, len(vocabulary.columns(group))), np.float32) for group in SUMS}
         for score in scores:
             self.add(score)
 
@@ -125,7 +127,7 @@ class Evidence:
         self.scores.append(score)
         self._numbers[at] = self._number_of.setdefault(score.placement, len(self._number_of))
 
-    def rows(self, size: int) -> dict[str, Array]:
+    def rows(self, size: int) -> dict[str, Counts]:
         """Return the effects in the first scores' placements: one matrix (size, effects) for each group of sums."""
         return {group: of_group[:size] for group, of_group in self._rows.items()}
 
@@ -142,8 +144,11 @@ class Evidence:
         """Count what placements have in common with those of the first scores: matrices (placements, size) by group."""
         return self._common(rows, np.array([self._number_of.get(placement, -1) for placement in placements]), size)
 
-    def _common(self, rows: Mapping[str, Array], numbers: NDArray[np.int64], size: int) -> dict[str, Array]:
-        counts = {group: rows[group] @ self._rows[group][:size].T for group in SUMS}
+    def _common(self, rows: Mapping[str, NDArray[Any]], numbers: NDArray[np.int64], size: int) -> dict[str, Array]:
+        counts: dict[str, Array] = {}
+        for group in SUMS:  # whole numbers, which are exact in half of the bytes and take half of the time
+            count = rows[group].astype(np.float32, copy=False) @ self._rows[group][:size].T
+            counts[group] = count.astype(np.float64)
         blocks = counts["site block"]
         same = (numbers[:, None] == self._numbers[:size]) * 1.0
         return {**counts, "pair": (blocks * blocks - blocks) / 2, "placement": same}

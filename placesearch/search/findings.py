@@ -7,7 +7,7 @@ import numpy as np
 
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
-from placesearch.search.effects import Model
+from placesearch.search.effects import LINEAR_ALGEBRA, Model
 from placesearch.search.evidence import Array, Evidence, Score, Vocabulary
 
 FEWEST = 4
@@ -105,6 +105,11 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
     scores, longest = scores_of(records)
     if len(scores) < FEWEST or len({score.accuracy for score in scores}) < 2:
         return None
+    with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+        return _find(scores, longest, settings)
+
+
+def _find(scores: Sequence[Score], longest: int | None, settings: Mapping[str, Sequence[BlockSetting]]) -> Findings:
     vocabulary = vocabulary_of(settings, [score.placement for score in scores])
     model = Model(Evidence(vocabulary, scores))
     placements = list(dict.fromkeys(score.placement for score in scores))

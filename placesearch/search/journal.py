@@ -5,7 +5,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage
@@ -13,6 +13,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import get_lock_file
 
 from placesearch.errors import StudyError
+
+Storage = TypeVar("Storage", bound=JournalStorage)
 
 
 class _SystemLock(JournalFileOpenLock):
@@ -80,10 +82,14 @@ def at_once(storage: BaseStorage) -> Iterator[None]:
             backend.flush()
 
 
-def open_journal(path: Path) -> JournalStorage:
+def open_journal(path: Path, kind: type[Storage]) -> Storage:
     """Open a journal as Optuna storage, cutting off a last line that was torn by a kill or a full disk.
 
     Left alone, the next line would be glued onto it, and the study be lost.
+
+    Args:
+        path: The file; made if it does not exist.
+        kind: The class of the storage.
 
     Raises:
         StudyError: If a line before the last one is damaged; the file is left as it is.
@@ -95,7 +101,7 @@ def open_journal(path: Path) -> JournalStorage:
             _mend(path)
     finally:
         lock.release()
-    return JournalStorage(_GatheringBackend(str(path), lock_obj=lock))
+    return kind(_GatheringBackend(str(path), lock_obj=lock))
 
 
 def _mend(path: Path) -> None:

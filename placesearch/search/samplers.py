@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from placesearch.errors import InputError, did_you_mean
 from placesearch.placement import BlockSetting, Placement
+from placesearch.search.effects import LINEAR_ALGEBRA
 from placesearch.search.evidence import Score
 from placesearch.search.space import NONE, Added, SearchSpace
 from placesearch.search.suggesting import Suggester
@@ -208,7 +209,9 @@ class AdditiveSampler(BaseSampler):
         scores, tried, waiting = self._seen(study, trial.number)
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
         position = trial.number - self._references
-        return dict(self._space.chosen(self._suggester.suggest(scores, tried, waiting, position, random)) or {})
+        with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+            suggested = self._suggester.suggest(scores, tried, waiting, position, random)
+        return dict(self._space.chosen(suggested) or {})
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -221,7 +224,8 @@ class AdditiveSampler(BaseSampler):
         scores, tried, _ = self._seen(study, position)
         if len(scores) < FEWEST_TO_SETTLE or position % SETTLED_EVERY:
             return False
-        return self._suggester.reached(scores, tried, derived_seed(self._seed, position)) >= SETTLED
+        with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+            return self._suggester.reached(scores, tried, derived_seed(self._seed, position)) >= SETTLED
 
     def _seen(
         self, study: optuna.Study, position: int

@@ -5,13 +5,19 @@ number with its own placement, so a position is never lost and never doubled.
 """
 
 import logging
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,6 +36,11 @@ _MEASURED = tuple(
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
+def artifacts_beside(journal: Path) -> Path:
+    """Return the folder of the files that are attached to the trials of a journal."""
+    return journal.with_name("artifacts")
+
+
 class Trials:
     """The stored trials of a study.
 
@@ -44,15 +55,17 @@ class Trials:
 
     def __init__(self, path: Path, name: str, objectives: tuple[str, ...]) -> None:
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        self._objectives = objectives
-        storage = open_journal(path)
+        self._objectives, self._artifacts = objectives, artifacts_beside(path)
+        storage = open_journal(path, JournalStorage)
         try:
-            self._study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                directions=[StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives],
-                load_if_exists=True,
-            )
+            if any(study.study_name == name for study in storage.get_all_studies()):
+                self._study = optuna.load_study(storage=storage, study_name=name)
+            else:
+                with at_once(storage):
+                    directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives]
+                    self._study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+                    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                        self._study.set_metric_names(list(objectives))
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise StudyError(f"{path} is damaged: Optuna cannot read it ({type(error).__name__}: {error})") from None
 
@@ -185,14 +198,22 @@ class Trials:
     def _long_number(self, position: int) -> int | None:
         return long_number(position - len(self._references)) if self._long_epochs else None
 
-    def complete(self, record: TrialRecord) -> None:
-        """Store a finished trial under its position, whole or not at all."""
+    def complete(self, record: TrialRecord, config: str = "") -> None:
+        """Store a finished trial under its position, whole or not at all.
+
+        Args:
+            record: What came of it.
+            config: Text of its architecture file, to be attached to it.
+        """
         with at_once(self._study._storage):
-            self._complete(record)
+            self._complete(record, config)
         self._running.discard(record.trial)
 
-    def _complete(self, record: TrialRecord) -> None:
+    def _complete(self, record: TrialRecord, config: str) -> None:
         trial = optuna.trial.Trial(self._study, self._all()[record.trial]._trial_id)
+        if config:
+            with suppress(OSError):  # a config can be had again, a trial cannot
+                self._attach(trial, f"trial-{record.trial}.yaml", config)
         for name, limit in self._limits.items():
             trial.set_constraint(name, record.value(name) - limit)
         for name in _MEASURED:
@@ -203,6 +224,19 @@ class Trials:
             self._study.tell(trial, [record.value(name) for name in self._objectives])
         else:
             self._study.tell(trial, state=TrialState[record.state])
+
+    def _attach(self, trial: optuna.trial.Trial, name: str, text: str) -> None:
+        """Attach a file to a trial that has not ended yet; Optuna takes none for one that has."""
+        self._artifacts.mkdir(exist_ok=True)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            upload_artifact(
+                artifact_store=FileSystemArtifactStore(self._artifacts),
+                file_path=str(path),
+                study_or_trial=trial,
+                mimetype="text/plain",
+            )
 
     def _all(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
