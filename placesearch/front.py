@@ -27,12 +27,14 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
     if not points:
         return []
     array = np.asarray(points, dtype=float)
-    valid = ~np.isnan(array).any(axis=1)
-    on_front = []
-    for index, point in enumerate(array):
-        no_larger = (array <= point).all(axis=1)
-        smaller = (array < point).any(axis=1)
-        on_front.append(bool(valid[index] and not (no_larger & smaller & valid).any()))
+    valid, members, count = ~np.isnan(array).any(axis=1), np.empty_like(array), 0
+    on_front = [False] * len(array)
+    for index in np.lexsort(array.T[::-1]):  # what dominates a point comes before it
+        point = array[index]
+        before = members[:count]
+        if valid[index] and not ((before <= point).all(axis=1) & (before < point).any(axis=1)).any():
+            members[count], on_front[index] = point, True
+            count += 1
     return on_front
 
 

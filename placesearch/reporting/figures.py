@@ -46,7 +46,7 @@ def front_figures(
     """
     rows = tables.candidates
     costs = [cost for cost in costs_of(subject.objectives) if rows[cost].notna().any()]
-    texts = [_hover(tables, index, subject) for index in rows.index] if costs else []
+    texts = [_hover(row, costs_of(subject.objectives)) for row in rows.itertuples()] if costs else []
     return [_front(tables, cost, best, texts, colours) for cost in costs]
 
 
@@ -142,8 +142,7 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
     }
 
 
-def _hover(tables: PictureTables, index: Any, subject: Subject) -> str:
-    row = tables.candidates.loc[index]
+def _hover(row: Any, costs: Sequence[str]) -> str:
     named = f", {row.reference}" if isinstance(row.reference, str) else ""
     lines = [f"<b>trial {row.trial}{escape(named)}</b>"]
     if not pd.isna(row.estimate):
@@ -152,10 +151,10 @@ def _hover(tables: PictureTables, index: Any, subject: Subject) -> str:
         )
     trained = f", trained {row.replicates} times" if row.replicates > 1 else ""
     lines.append(f"observed {percent(row.val_accuracy)}{trained}")
-    costs = [cost for cost in costs_of(subject.objectives) if not pd.isna(row[cost])]
-    lines += [f"{title_of(cost)}: {row[cost]:,}" for cost in costs]
-    items = list(Placement.parse(row.placement).items())
-    lines += [escape(f"{site} = {setting}") for site, setting in items[:LONGEST_HOVER]] or ["no block"]
+    values = {cost: getattr(row, cost) for cost in costs}
+    lines += [f"{title_of(cost)}: {value:,}" for cost, value in values.items() if not pd.isna(value)]
+    items = [] if row.placement == "none" else row.placement.split(" ")
+    lines += [escape(item.replace("=", " = ", 1)) for item in items[:LONGEST_HOVER]] or ["no block"]
     if len(items) > LONGEST_HOVER:
         lines.append(f"and {len(items) - LONGEST_HOVER} more blocks")
     return "<br>".join(lines)

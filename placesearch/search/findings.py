@@ -1,5 +1,6 @@
 """What the trials of a study say, with intervals: of each placement, of each setting at each site, of pairs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,12 +115,10 @@ def _find(scores: Sequence[Score], longest: int | None, settings: Mapping[str, S
     model = Model(Evidence(vocabulary, scores))
     placements = list(dict.fromkeys(score.placement for score in scores))
     mean, deviation = model.estimate(placements)
-    for index, placement in enumerate(placements):
-        own = [
-            (score, raised)
-            for score, raised in zip(scores, model.outliers, strict=True)
-            if score.placement == placement
-        ]
+    scores_of_it: dict[Placement, list[tuple[Score, bool]]] = {placement: [] for placement in placements}
+    for score, raised in zip(scores, model.outliers.tolist(), strict=True):
+        scores_of_it[score.placement].append((score, raised))
+    for index, own in enumerate(scores_of_it.values()):
         if all(raised for _, raised in own):  # no sum of effects explains it; what was observed is the best guess
             mean[index], deviation[index] = np.mean([score.accuracy for score, _ in own]), model.noise
     accuracy = {
@@ -128,8 +127,9 @@ def _find(scores: Sequence[Score], longest: int | None, settings: Mapping[str, S
     }
     alone = [(site, setting) for site, of_site in vocabulary.choices.items() for setting in of_site]
     added = _intervals(*model.added([Placement({site: setting}) for site, setting in alone]))
+    tried = Counter(item for score in scores for item in score.placement.items())
     effects = [
-        Effect(site, setting, sum(score.placement.get(site) == setting for score in scores), interval)
+        Effect(site, setting, tried[site, setting], interval)
         for (site, setting), interval in zip(alone, added, strict=True)
     ]
     averages = _averages(model, alone)
