@@ -3,6 +3,7 @@
 from placesearch.config import StudyConfig
 from placesearch.confirming import confirm
 from placesearch.costs import CostTable, profile
+from placesearch.earnest import Trained, train
 from placesearch.errors import (
     BackboneError,
     DataError,
@@ -36,6 +37,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "StudyError",
+    "Trained",
     "TrainingError",
     "confirm",
     "find_sites",
@@ -44,4 +46,5 @@ __all__ = [
     "load_study",
     "profile",
     "run",
+    "train",
 ]
