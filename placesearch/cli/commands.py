@@ -105,9 +105,9 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
         values = read_definition(study)
         written = {name: value for name, value in values.items() if options.get(name) is None}
         blocks = written.get("blocks", [])
-        blocks = blocks.split(",") if isinstance(blocks, str) else blocks
-        for code in (written.get("backbone", ""), written.get("evaluate", ""), *blocks):
-            if names_code(str(code)) and code not in allow:
+        blocks = blocks.split(",") if isinstance(blocks, str) else blocks if isinstance(blocks, list) else []
+        for code in (written.get("backbone"), written.get("evaluate"), *blocks):
+            if isinstance(code, str) and names_code(code) and code not in allow:
                 raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
     values |= {name: value for name, value in options.items() if value is not None}
     if "backbone" not in values:
