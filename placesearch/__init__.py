@@ -17,6 +17,7 @@ from placesearch.evaluation.own import Candidate
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
+from placesearch.models.transfer import Transfer, transfer
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Cost
 from placesearch.study import Study, load_study, run
@@ -39,6 +40,7 @@ __all__ = [
     "StudyError",
     "Trained",
     "TrainingError",
+    "Transfer",
     "confirm",
     "find_sites",
     "fold",
@@ -47,4 +49,5 @@ __all__ = [
     "profile",
     "run",
     "train",
+    "transfer",
 ]

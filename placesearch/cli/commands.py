@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from placesearch.cli.training_commands import train_command
+from placesearch.cli.training_commands import train_command, transfer_command
 from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
@@ -233,6 +233,7 @@ def studies_command() -> None:
 
 
 cli.add_command(train_command)
+cli.add_command(transfer_command)
 
 
 def main() -> None:

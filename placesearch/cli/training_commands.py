@@ -1,14 +1,17 @@
-"""Commands for a found architecture: train it in earnest."""
+"""Commands for a found architecture: train it in earnest, carry it to another backbone."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from placesearch.cli.training_view import make_view, show_trained
+from placesearch.cli.training_view import make_view, show_trained, show_transfer
 from placesearch.earnest import EPOCHS, train
-from placesearch.errors import TrainingError
+from placesearch.errors import InputError, TrainingError
+from placesearch.models.architecture import Architecture
+from placesearch.models.transfer import transfer
 
 _ALLOW = {"multiple": True, "metavar": "MODULE:FUNCTION", "help": "Code that the file may name."}
 
@@ -51,3 +54,39 @@ def train_command(architecture: Path, data: str, quiet: bool, **options: Any) ->
         raise SystemExit(1) from None
     if not quiet:
         show_trained(trained)
+
+
+@click.command("transfer")
+@click.argument("architecture", type=click.Path(path_type=Path), metavar="ARCH.yaml")
+@click.option("--backbone", required=True, metavar="NAME", help="The other backbone, as for run.")
+@click.option(
+    "--input-size",
+    type=click.IntRange(8, 8192),
+    metavar="N",
+    help="Height and width of its input.  [default: the same]",
+)
+@click.option("--allow", **_ALLOW)  # type: ignore[arg-type]
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The new architecture file.  [default: ARCH-NAME.yaml here]",
+)
+def transfer_command(
+    architecture: Path, backbone: str, input_size: int | None, allow: tuple[str, ...], output: Path | None
+) -> None:
+    """Carry a placement to another backbone: same kind of site, nearest relative depth.
+
+    Says where each block went and what had to change, and writes the new architecture file. It was not trained: what
+    helped in one backbone need not help in another.
+    """
+    moved = transfer(Architecture.load(architecture, allow), backbone, input_size)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{architecture.stem}-{backbone.removeprefix('timm:')}")
+    path, text = output or Path(f"{name}.yaml"), moved.architecture.to_yaml()
+    try:
+        if output is None and path.exists() and path.read_text(encoding="utf-8") != text:
+            raise InputError(f"{path} is there already and says something else; give another --output")
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    show_transfer(moved, path)

@@ -1,13 +1,17 @@
-"""What a person sees of a training in earnest: a line an epoch, and in a terminal how far the present one is."""
+"""What a person sees of a training in earnest, a line an epoch and in a terminal how far it is; and of a transfer."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from placesearch.earnest import Trained, Watch
+from placesearch.models.transfer import Transfer
 from placesearch.records import Epoch, StepEnded, Told
 from placesearch.reporting.writing import duration_text
 
@@ -66,6 +70,33 @@ def show_trained(trained: Trained) -> None:
         f"{100 * best.val_accuracy:.2f} %); {len(trained.log)} epochs took {duration_text(seconds)}",
         f"weights: {folder}/best.safetensors, last.safetensors; the course: log.csv, curve.svg, result.yaml",
         f'in Python: ps.Architecture.load("{folder}/architecture.yaml").build(weights="{folder}/best.safetensors")',
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_transfer(moved: Transfer, path: Path) -> None:
+    """Print where each block went, and where the new architecture file is.
+
+    Args:
+        moved: What was done.
+        path: The file.
+    """
+    console, new = Console(), moved.architecture
+    table = Table(box=None, pad_edge=False)
+    for name in ("site", "kind", "depth", "new site", "depth", "block", "note"):
+        table.add_column(name, justify="right" if name == "depth" else "left", overflow="fold")
+    for move in moved.moves:
+        depth = "" if move.new_depth is None else f"{move.new_depth:.2f}"
+        cells = (move.site, move.kind, f"{move.depth:.2f}", move.new_site or "-", depth)
+        table.add_row(*map(Text, cells), Text(str(move.new_setting or move.setting)), Text(move.note))
+    console.print(table)
+    kept = len(new.placement)
+    size = "x".join(map(str, new.input_size))
+    lines = [
+        f"{kept} of {len(moved.moves)} blocks carried to {new.backbone} at {size}; depth counts sites of the kind",
+        *moved.notes,
+        f"architecture: {path}  (not trained; 'placesearch train {path} --data SPEC' does that)",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
