@@ -200,7 +200,8 @@ class _Training:
         if self._snapshot is not None:
             told = _read(self._snapshot.told, stored)
             _refuse_difference(told["settings"], settings, folder)
-            self._conditions, self._log = told["conditions"], [Epoch(**one) for one in told["log"]]
+            self._conditions = {name: told["conditions"][name] for name in self._conditions}
+            self._log = [Epoch(**one) for one in told["log"]]
 
     def run(self) -> Trained:
         """Train what is left to train."""
@@ -259,6 +260,7 @@ class _Training:
         branch = Branch(snapshot.weights, snapshot.momentum) if snapshot else None
         if snapshot is not None:
             _load(model, snapshot.weights, self._folder)
+            _check_momentum(model, snapshot, self._folder)
         optimizer = trainer.optimizer(model, branch=branch)
         average = copy.deepcopy(model) if decay is not None else None
         if snapshot is not None and average is not None:
@@ -291,7 +293,9 @@ class _Training:
             self._write(judged)
             self._watch(self._log[-1])
 
-        dice = snapshot.dice["state"] if snapshot and self._team.rank == 0 else None
+        dice = snapshot.dice.get("state") if snapshot and self._team.rank == 0 else None
+        if dice is not None and dice.shape != dice_of(self._device).shape:
+            dice = None  # that of another kind of device
         begin = len(self._log) * trainer.epoch_steps
         if begin == trainer.steps:
             return
@@ -384,6 +388,12 @@ def _read(told: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
             raise InputError(f"{path} is damaged: it lacks '{name}'; remove it to begin anew, or give another --output")
     if not told["log"] or not all(isinstance(one, dict) and set(one) == names for one in told["log"]):
         raise InputError(f"{path} is damaged: its log is none; remove it to begin anew, or give another --output")
+    conditions = told["conditions"]
+    if conditions.get("precision") not in ("fp32", "bf16") or conditions.get("threads") not in range(1, 4097):
+        raise InputError(
+            f"{path} is damaged: its precision or number of threads is none; remove it to begin anew, or give another "
+            "--output"
+        )
     return told
 
 
@@ -405,6 +415,14 @@ def _load(model: nn.Module, tensors: Mapping[str, Any], folder: Path) -> None:
         raise InputError(
             f"{folder}/checkpoint.safetensors is that of another network; give another --output, or remove the folder"
         ) from None
+
+
+def _check_momentum(model: nn.Module, snapshot: Snapshot, folder: Path) -> None:
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    if any(shapes.get(name) != tensor.shape for name, tensor in snapshot.momentum.items()):
+        raise InputError(
+            f"{folder}/checkpoint.safetensors is that of another network; give another --output, or remove the folder"
+        )
 
 
 def _has_blocks(checkpoint: Checkpoint, placement: Placement) -> bool:

@@ -15,7 +15,7 @@ def test_the_curves_are_drawn_as_far_as_the_training_is_with_the_best_epoch_mark
     lines = [element.get("points").split() for element in root.iter(f"{space}polyline")]
     assert [len(points) for points in lines] == [3, 3, 3]
     words = [element.text for element in root.iter(f"{space}text")]
-    assert "90.00 %, epoch 2" in words
+    assert "best: 90.00 %, epoch 2" in words
     assert {"loss, nats", "validation accuracy, %", "epoch", "6"} <= set(words)
     assert root.find(f"{space}title").text.startswith("a <network>: losses")
     for points in lines:

@@ -1,4 +1,6 @@
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import placesearch as ps
 from placesearch import earnest
 from placesearch.errors import InputError, TrainingError
 from placesearch.records import Epoch, StepEnded, Told
+from placesearch.training import checkpoint
+from placesearch.training.checkpoint import load_snapshot
 from placesearch.training.datasets import load_data
 from placesearch.training.loop import Protocol, Trainer
 
@@ -178,6 +182,41 @@ def test_damaged_files_of_a_training_are_refused_in_one_line(workplace, monkeypa
         Path("out/result.yaml").write_text(text)
         with pytest.raises(InputError, match="result.yaml is damaged"):
             train(epochs=2)
+
+
+def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_later(workplace, monkeypatch):
+    writing = checkpoint.safetensors.torch.save_file
+
+    def full(tensors, path, told):
+        if "told" in told and len(json.loads(told["told"])["log"]) == 3:
+            raise checkpoint.SafetensorError("No space left on device")
+        writing(tensors, path, told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.safetensors.torch, "save_file", full)
+        with pytest.raises(
+            InputError, match="cannot write to .*; every finished epoch is kept, the same command goes on"
+        ):
+            train("cut")
+    assert course(train("cut").log) == course(train("whole").log)
+
+
+def test_a_checkpoint_of_another_network_or_kind_of_device_is_told_from_ones_own(workplace, monkeypatch):
+    interrupt_before_the_end(monkeypatch, epochs=2)
+    path = Path("out/checkpoint.safetensors")
+    mine = load_snapshot(path)
+    told = {**mine.told, "log": mine.told["log"][:1]}
+    replace(mine, told=told, momentum={"head.weight": torch.zeros(3)}).save(path)
+    with pytest.raises(InputError, match="that of another network"):
+        train(epochs=2)
+    replace(mine, told=told, weights={"head.weight": torch.zeros(3)}).save(path)
+    with pytest.raises(InputError, match="that of another network"):
+        train(epochs=2)
+    replace(mine, told={**told, "conditions": {"precision": "fp8", "threads": 1}}).save(path)
+    with pytest.raises(InputError, match="its precision or number of threads is none"):
+        train(epochs=2)
+    replace(mine, told=told, dice={"state": torch.zeros(16, dtype=torch.uint8)}).save(path)  # as a GPU has it
+    assert train(epochs=2).fresh
 
 
 def test_best_weights_that_were_lost_are_not_passed_over(workplace, monkeypatch):

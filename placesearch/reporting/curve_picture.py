@@ -77,9 +77,7 @@ def _panel(
             x = left + LEFT + 90 + 180 * place
             parts += [line(x, 14, x + 18, 14, f"{colour}-line", 2), text(x + 23, 18, name, "muted small")]
     if best is not None:
-        x, y = across(best.epoch), up(100 * best.val_accuracy)
-        anchor = "end" if best.epoch > last / 2 else "start"
-        parts.append(circle(x, y, 4, "reference"))
-        words = f"{percent(best.val_accuracy)}, epoch {best.epoch}"
-        parts.append(text(x, y + 18, words, "ink small label", anchor))
+        words = f"best: {percent(best.val_accuracy)}, epoch {best.epoch}"
+        parts.append(circle(across(best.epoch), up(100 * best.val_accuracy), 4, "reference"))
+        parts.append(text(left + WIDTH - RIGHT, 18, words, "reference small bold", "end"))
     return parts
