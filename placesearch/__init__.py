@@ -3,6 +3,7 @@
 from placesearch.config import StudyConfig
 from placesearch.confirming import confirm
 from placesearch.costs import CostTable, profile
+from placesearch.earnest import Trained, train
 from placesearch.errors import (
     BackboneError,
     DataError,
@@ -16,6 +17,7 @@ from placesearch.evaluation.own import Candidate
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
+from placesearch.models.transfer import Transfer, transfer
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import Cost
 from placesearch.study import Study, load_study, run
@@ -36,7 +38,9 @@ __all__ = [
     "Study",
     "StudyConfig",
     "StudyError",
+    "Trained",
     "TrainingError",
+    "Transfer",
     "confirm",
     "find_sites",
     "fold",
@@ -44,4 +48,6 @@ __all__ = [
     "load_study",
     "profile",
     "run",
+    "train",
+    "transfer",
 ]

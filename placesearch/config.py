@@ -1,6 +1,7 @@
 """The definition of a study: the options of `placesearch run` as one checked value."""
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,9 @@ KINDS = ("residual", "block", "stage", "last", "head")
 
 MOST_JOBS = 8
 """So many trials run at a time, at most; a suggestion never depends on the last seven."""
+
+LARGEST_FILE = 4_000_000
+"""Characters that a YAML file may have."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -77,6 +81,29 @@ def limit_of(text: str, plain: float) -> float:
     return float(match["number"]) * _MANY[match["unit"]]
 
 
+def shown(value: Any) -> str:
+    """Return a value from a file as text for a message: short, however deep or long it is.
+
+    Example:
+        >>> shown(["se"] * 1000), shown(16**10_000)
+        ("['se', 'se', 'se', ...]", 'a number of more than 4,300 digits')
+    """
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write such numbers out
+        return "a number of more than 4,300 digits"
+
+
+def _short() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxtuple, short.maxdict = 3, 3, 3, 5
+    short.maxstring = short.maxlong = short.maxother = 100
+    return short
+
+
+_SHORT = _short()
+
+
 def first_problem(error: ValidationError) -> str:
     """Return the first problem that pydantic found, as `field: what is wrong`.
 
@@ -88,15 +115,17 @@ def first_problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "file"
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{place}'"
-    given = f", got {problem['input']!r}" if problem["type"] not in ("missing", "value_error") else ""
+    given = f", got {shown(problem['input'])}" if problem["type"] not in ("missing", "value_error") else ""
     return f"{place.replace('_', '-')}: {message}{given}"
 
 
 def _workers(value: Any) -> Any:
     """Read a number of workers as the command line gives it."""
-    if value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= MOST_JOBS):
-        return value if value == "auto" else int(value)
-    raise ValueError(f"'{value}' is no number of workers; expected 1 to {MOST_JOBS}, or auto")
+    if isinstance(value, str | int):
+        if value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= MOST_JOBS):
+            return value if value == "auto" else int(value)
+        value = str(value)
+    raise ValueError(f"{shown(value)} is no number of workers; expected 1 to {MOST_JOBS}, or auto")
 
 
 class StudyConfig(BaseModel):
@@ -205,14 +234,25 @@ RUN_FIELDS = frozenset({"trials", "timeout", "until", "device", "jobs"})
 """Fields that may change from run to run; all others are the identity of a study."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and without merge keys, of which a few lines can stand for more than fits into memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse a mapping that is to be merged with others."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", node.start_mark)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping, with the safe loader.
+    """Read a YAML file whose top level is a mapping: plain values only, no tags, no merge keys.
 
     Raises:
         InputError: If the file cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
+        content = yaml.load(text, _Loader) if len(text) <= LARGEST_FILE else None  # noqa: S506 - it is a safe one
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -220,6 +260,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it is no YAML text"
         raise InputError(f"{path} is damaged{where}: {problem}") from None
+    if len(text) > LARGEST_FILE:
+        raise InputError(f"{path} has more than {LARGEST_FILE:,} characters; no file of placesearch is that long")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} is damaged: its top level is no mapping of names to values")
     return content

@@ -205,6 +205,27 @@ class TrialBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """An epoch of a training in earnest, which ended.
+
+    Args:
+        epoch: Its number, from 1.
+        train_loss: Mean of the training loss over its steps.
+        val_accuracy: Share of validation images classified correctly, 0..1.
+        val_loss: Mean cross-entropy on the validation split.
+        learning_rate: That of the next step.
+        seconds: Wall time of its steps and the validation.
+    """
+
+    epoch: int
+    train_loss: float
+    val_accuracy: float
+    val_loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepEnded:
     """A training step of the running trial ended."""
 

@@ -70,6 +70,22 @@ class Heavy(Tiny):
         self.register_buffer("ballast", torch.ones(2**20))
 
 
+class Dropping(Tiny):
+    """A network that draws random numbers in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.unit1(self.stem(x)).mean((2, 3)), 0.3, self.training))
+
+
+class Normless(Tiny):
+    """A network without batch norms, so that what it makes of an image does not depend on the others in the batch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        for unit in (self.unit1, self.unit2):
+            unit.bn1, unit.bn2 = nn.Identity(), nn.Identity()
+
+
 class Gate(nn.Module):
     """A block of the user's own: one learned number a group of channels."""
 
@@ -91,6 +107,14 @@ class Odd(Tiny):
 
 def heavy(num_classes: int) -> nn.Module:
     return Heavy(num_classes)
+
+
+def dropping(num_classes: int) -> nn.Module:
+    return Dropping(num_classes)
+
+
+def normless(num_classes: int) -> nn.Module:
+    return Normless(num_classes)
 
 
 def late(num_classes: int) -> nn.Module:

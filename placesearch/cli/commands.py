@@ -1,4 +1,4 @@
-"""What `placesearch` does on the command line. Only here and in `view` are click and rich used.
+"""What `placesearch` does on the command line. Only in this room are click and rich used.
 
 Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, and the
 same command goes on.
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from placesearch.cli.training_commands import train_command, transfer_command
 from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
@@ -106,9 +107,9 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
         values = read_definition(study)
         written = {name: value for name, value in values.items() if options.get(name) is None}
         blocks = written.get("blocks", [])
-        blocks = blocks.split(",") if isinstance(blocks, str) else blocks
-        for code in (written.get("backbone", ""), written.get("evaluate", ""), *blocks):
-            if names_code(str(code)) and code not in allow:
+        blocks = blocks.split(",") if isinstance(blocks, str) else blocks if isinstance(blocks, list) else []
+        for code in (written.get("backbone"), written.get("evaluate"), *blocks):
+            if isinstance(code, str) and names_code(code) and code not in allow:
                 raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
     values |= {name: value for name, value in options.items() if value is not None}
     if "backbone" not in values:
@@ -244,6 +245,10 @@ def dashboard_command(study: str | None, host: str, port: int) -> None:
 def studies_command() -> None:
     """List the studies below the current directory, with their trials and best accuracies."""
     show_studies([load_study(name) for name in study_names()])
+
+
+cli.add_command(train_command)
+cli.add_command(transfer_command)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 from torch import nn
 
-from placesearch.config import first_problem, read_yaml
+from placesearch.config import first_problem, read_yaml, shown
 from placesearch.errors import InputError, PlacementError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.code import names_code
@@ -19,6 +19,8 @@ from placesearch.models.weights import Checkpoint, load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
 
 _ENTRY_KEYS = {"site", "block", "reduction", "kernel_size"}
+_MOST = {"reduction": 1_000_000, "kernel_size": 2 * 8192 - 1}
+"""Largest numbers in a file: a larger window has parts that meet no map of the largest input."""
 
 
 def _read_placement(value: Any) -> Any:
@@ -29,11 +31,13 @@ def _read_placement(value: Any) -> Any:
     pairs = []
     for entry in value:
         if not isinstance(entry, dict) or not {"site", "block"} <= set(entry) <= _ENTRY_KEYS:
-            raise ValueError(f"an entry has the keys site, block, reduction and kernel_size, got {entry!r:.100}")
+            raise ValueError(f"an entry has the keys site, block, reduction and kernel_size, got {shown(entry)}")
+        if not all(isinstance(entry[key], str | int | float) for key in ("site", "block")):
+            raise ValueError(f"site and block are names, got {shown(entry)}")
         numbers = {key: entry[key] for key in ("reduction", "kernel_size") if key in entry}
         for key, number in numbers.items():
-            if type(number) is not int or not 1 <= number <= 1_000_000:
-                raise ValueError(f"{key} {number!r:.50} is no whole number within 1..1000000")
+            if type(number) is not int or not 1 <= number <= _MOST[key]:
+                raise ValueError(f"{key} {shown(number)} is no whole number within 1..{_MOST[key]}")
         try:
             pairs.append((str(entry["site"]), BlockSetting(str(entry["block"]), **numbers)))
         except PlacementError as error:
@@ -131,7 +135,7 @@ class Architecture(BaseModel):
         version = content.get("placesearch")
         if type(version) is int and version > 1:
             raise InputError(
-                f"{path} has format version {version}; this placesearch reads version 1, a newer one is needed"
+                f"{path} has format version {shown(version)}; this placesearch reads version 1, a newer one is needed"
             )
         if version != 1:
             raise InputError(f"{path} is no architecture file: it lacks the line 'placesearch: 1'")

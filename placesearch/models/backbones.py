@@ -11,6 +11,9 @@ from torchvision.models import ResNet
 from placesearch.errors import BackboneError, did_you_mean
 from placesearch.models.code import import_named, names_code
 
+LARGEST = 500_000_000
+"""Parameters that a ResNet with other numbers of units may have, several times those of the largest one."""
+
 _UNITS = re.compile(r"(?P<name>\w+)\[(?P<units>[0-9]{1,3}(?:,[0-9]{1,3}){3})\]")
 
 
@@ -74,6 +77,13 @@ def _resnet(name: str, units: tuple[int, ...], num_classes: int) -> ResNet:
             f"'{name}' cannot have {','.join(map(str, units))} residual units a stage; a ResNet of torchvision can "
             "have any from 1, as in 'resnet18[3,2,2,2]'"
         )
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    params = sum(
+        count * sum(weight.numel() for weight in stage[-1].parameters())
+        for count, stage in zip(units, stages, strict=True)
+    )
+    if params > LARGEST:
+        raise BackboneError(f"'{with_units(name, units)}' would have {params:,} parameters; allowed are {LARGEST:,}")
     block = type(model.layer1[0])
     return ResNet(block, list(units), num_classes, groups=model.groups, width_per_group=model.base_width)
 

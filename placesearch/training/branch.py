@@ -1,6 +1,5 @@
 """The branch point of a study: the plain network in the middle of its training, from where every candidate goes on."""
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from placesearch.errors import StudyError
+from placesearch.training.checkpoint import write_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,7 @@ class Branch:
         """
         tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in self.weights.items()}
         tensors |= {f"momentum.{name}": tensor.contiguous() for name, tensor in self.momentum.items()}
-        fresh = path.with_name(path.name + ".new")
-        try:
-            safetensors.torch.save_file(tensors, fresh)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, f"the branch could not be written ({error})", str(fresh)) from None
-        fresh.replace(path)
+        write_tensors(path, tensors)
 
 
 def load_branch(path: Path) -> Branch:

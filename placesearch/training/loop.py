@@ -7,7 +7,7 @@ same backbone weights; only the blocks differ.
 import math
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from placesearch.errors import TrainingError
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, FileSplit, Split
 from placesearch.training.graphed import GraphedStep, Step
+from placesearch.training.team import ALONE, Team
 
 MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
 AHEAD = 2
@@ -105,10 +106,11 @@ class Trainer:
         data: The data set. Of its splits test is not touched unless asked for by name.
         protocol: How to train.
         device: Where to.
+        team: The processes that train one model together, each on its share of every batch.
     """
 
-    def __init__(self, data: Data, protocol: Protocol, device: torch.device) -> None:
-        self.protocol, self.device, self.flip = protocol, device, data.flip
+    def __init__(self, data: Data, protocol: Protocol, device: torch.device, team: Team = ALONE) -> None:
+        self.protocol, self.device, self.flip, self._team = protocol, device, data.flip, team
         self.train_split = data.splits["train"].on(device)
         self._splits = data.splits
         count = len(self.train_split.labels)
@@ -116,7 +118,8 @@ class Trainer:
         pixels = sample.to(device).reshape(-1, 3).float() / 255
         self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
         self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
-        self.steps = protocol.epochs * (len(self.train_split.labels) // self.batch_size)
+        self.epoch_steps = len(self.train_split.labels) // self.batch_size
+        self.steps = protocol.epochs * self.epoch_steps
         self.branch_step = max(1, round(WARMUP * self.steps))
 
     def train(self, model: nn.Module, branch: Branch | None = None, blocks: Collection[str] = ()) -> Iterator[int]:
@@ -131,13 +134,8 @@ class Trainer:
         Raises:
             TrainingError: If the loss is no longer finite.
         """
-        optimizer = self._optimizer(model, blocks)
-        for name, weight in model.named_parameters() if branch else ():
-            momentum = torch.zeros_like(weight)  # a new block has none yet, as at the start of a training
-            if name in branch.momentum:  # type: ignore[union-attr]
-                momentum.copy_(branch.momentum[name])  # type: ignore[union-attr]
-            optimizer.state[weight]["momentum_buffer"] = momentum
-        yield from self._steps(model, optimizer, self.branch_step if branch else 0, self.steps)
+        optimizer = self.optimizer(model, blocks, branch)
+        yield from self.steps_between(model, optimizer, self.branch_step if branch else 0, self.steps)
 
     def train_branch(self, model: nn.Module) -> Branch:
         """Train a model in place up to the branch point and return what is needed to go on from there.
@@ -145,14 +143,21 @@ class Trainer:
         Raises:
             TrainingError: If the loss is no longer finite.
         """
-        optimizer = self._optimizer(model)
-        for _ in self._steps(model, optimizer, 0, self.branch_step):
+        optimizer = self.optimizer(model)
+        for _ in self.steps_between(model, optimizer, 0, self.branch_step):
             pass
-        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        kept = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in model.named_parameters()}
-        return Branch(weights, {name: tensor.cpu() for name, tensor in kept.items() if tensor is not None})
+        return branch_of(model, optimizer)
 
-    def _optimizer(self, model: nn.Module, blocks: Collection[str] = ()) -> torch.optim.Optimizer:
+    def optimizer(
+        self, model: nn.Module, blocks: Collection[str] = (), branch: Branch | None = None
+    ) -> torch.optim.Optimizer:
+        """Bring a model to the device and return an optimizer for it.
+
+        Args:
+            model: The model; with a branch, it has its weights already.
+            blocks: Names of the parameters that are the blocks', and so have a learning rate of their own.
+            branch: Where its training was stopped before; it gives the momentum.
+        """
         model.to(self.device).to(memory_format=torch.channels_last).train()
         parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
         for name, weight in model.named_parameters():
@@ -164,19 +169,51 @@ class Trainer:
                 rate = torch.tensor(rate, device=self.device)  # where a recorded step reads it anew each time
             if part:
                 groups.append({"params": part, "lr": rate})
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups,
             momentum=MOMENTUM,
             nesterov=True,
             weight_decay=WEIGHT_DECAY,
             fused=self.device.type in ("cpu", "cuda"),
         )
+        for name, weight in model.named_parameters() if branch else ():
+            momentum = torch.zeros_like(weight)  # a new block has none yet, as at the start of a training
+            if name in branch.momentum:  # type: ignore[union-attr]
+                momentum.copy_(branch.momentum[name])  # type: ignore[union-attr]
+            optimizer.state[weight]["momentum_buffer"] = momentum
+        return optimizer
 
-    def _steps(self, model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, end: int) -> Iterator[int]:
-        """Take the steps of the schedule from one to another, passing over those before with their random numbers."""
+    def steps_between(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        begin: int,
+        end: int,
+        dice: Tensor | None = None,
+        ended: Callable[[int, float], None] | None = None,
+    ) -> Iterator[int]:
+        """Take the steps of the schedule from one to another, yielding the number of finished steps after each one.
+
+        Those before are passed over, with what was drawn for them: the order of the images and their augmentation
+        depend on the seed and the epoch alone.
+
+        Args:
+            model: The model.
+            optimizer: What `optimizer` returned for it.
+            begin: Steps that are done already.
+            end: Steps that are to be done then.
+            dice: The state of the device's random numbers at `begin`, which dropout and drop-path draw on; those of
+                the seed if not given.
+            ended: Is told at the end of each epoch its number, from 1, and the mean loss of its steps.
+
+        Raises:
+            TrainingError: If the loss is no longer finite.
+        """
         protocol, split = self.protocol, self.train_split
         random = torch.Generator().manual_seed(protocol.seed)
-        torch.manual_seed(protocol.seed)  # dropout and drop-path
+        torch.manual_seed(protocol.seed + self._team.rank)
+        if dice is not None:
+            _set_dice(self.device, dice)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [float(group["lr"]) for group in optimizer.param_groups],
@@ -189,13 +226,13 @@ class Trainer:
             for _ in range(min(begin, self.steps - 1)):
                 schedule.step()
         step = self._step(model, optimizer)
-        an_epoch = self.steps // protocol.epochs
+        an_epoch = self.epoch_steps
         for epoch in range(protocol.epochs):
             order, shifts, mirrored = self._draws(random)
             first, last = (min(max(0, at - epoch * an_epoch), an_epoch) for at in (begin, end))
             if first == last:
                 continue
-            parts = [slice(index * self.batch_size, (index + 1) * self.batch_size) for index in range(first, last)]
+            parts = [self._team.share(index * self.batch_size, self.batch_size) for index in range(first, last)]
             labels, shifts, mirrored = (
                 tensor.to(self.device) for tensor in (split.labels[order.to(split.labels.device)], shifts, mirrored)
             )
@@ -206,24 +243,26 @@ class Trainer:
                 if index < self.steps:
                     schedule.step()
                 yield index
-            if not torch.isfinite(losses):
-                raise TrainingError(
-                    f"the training loss became {float(losses)} in epoch {epoch + 1} of {protocol.epochs}"
-                )
+            loss = self._team.mean(losses / (last - first))
+            if not math.isfinite(loss):
+                raise TrainingError(f"the training loss became {loss} in epoch {epoch + 1} of {protocol.epochs}")
+            if ended is not None:
+                ended(epoch + 1, loss)
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
         """Return what takes one step: images, labels and what is drawn for each image in, the loss out."""
+        forward = self._team.joined(model)
 
         def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
             pixels = self._augmented(images, shifts, mirrored)
             with self._autocast():
-                loss = F.cross_entropy(_logits(model(pixels)), labels, label_smoothing=LABEL_SMOOTHING)
+                loss = F.cross_entropy(_logits(forward(pixels)), labels, label_smoothing=LABEL_SMOOTHING)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return loss.detach()
 
-        return GraphedStep(step, self.device) if self.device.type == "cuda" else step
+        return GraphedStep(step, self.device) if self.device.type == "cuda" and self._team.size == 1 else step
 
     @torch.inference_mode()
     def validate(self, model: nn.Module, name: str = "validation") -> Validation:
@@ -291,6 +330,38 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bf16")
+
+
+def branch_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Branch:
+    """Return what is needed to go on with a training from where it is, as copies on the processor.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+    """
+    kept = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in model.named_parameters()}
+    return Branch(weights_of(model), {name: _copy(tensor) for name, tensor in kept.items() if tensor is not None})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, as copies on the processor."""
+    return {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+
+
+def dice_of(device: torch.device) -> Tensor:
+    """Return the state of the random numbers that a training on a device draws on."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_dice(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _logits(output: Any) -> Tensor:
