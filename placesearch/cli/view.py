@@ -1,6 +1,5 @@
 """What a person sees: a live view in a terminal, plain lines elsewhere, and the result at the end."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from placesearch.cli.course import Course
 from placesearch.front import front
-from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
+from placesearch.records import Event, StudyBegan, Told, TrialEnded, TrialRecord
 from placesearch.reporting.verdict_section import difference_text
 from placesearch.reporting.writing import duration_text, estimate_text, latency_text
 from placesearch.search.findings import Findings
@@ -21,57 +21,11 @@ from placesearch.study import Study
 from placesearch.verdict.verdicts import Confirmed
 
 
-class _Course:
-    """What was told of a running study so far; both views draw on it."""
-
-    def __init__(self) -> None:
-        self.study: StudyBegan | None = None
-        self.running: dict[int, TrialBegan] = {}
-        self.steps: dict[int, StepEnded] = {}
-        self.records: list[TrialRecord] = []
-        self.began = time.monotonic()
-
-    def hear(self, event: Event) -> None:
-        """Take an event in."""
-        match event:
-            case StudyBegan():
-                self.study, self.records, self.began = event, list(event.finished), time.monotonic()
-            case TrialBegan():
-                self.running[event.task.trial] = event
-            case StepEnded():
-                self.steps[event.trial] = event
-            case TrialEnded():
-                self.records.append(event.record)
-                self.running.pop(event.record.trial, None)
-                self.steps.pop(event.record.trial, None)
-
-    def done(self) -> float:
-        """Return how many trials are done, those that run by their share."""
-        return len(self.records) + sum(step.step / step.steps for step in self.steps.values())
-
-    def seconds_left(self) -> float | None:
-        """Estimate the time until the end from the trials so far; None before there is anything to go by."""
-        study = self.study
-        if study is None:
-            return None
-        elapsed, limits = time.monotonic() - self.began, []
-        fresh = self.done() - len(study.finished)
-        if study.trials is not None and fresh > 0:
-            limits.append(max(0.0, elapsed * (study.trials - self.done()) / fresh))
-        if study.seconds_left is not None:
-            limits.append(max(0.0, study.seconds_left - elapsed))
-        return min(limits) if limits and fresh > 0 else None
-
-    def total(self) -> str:
-        """Return how many trials there are to be."""
-        return str(self.study.trials) if self.study and self.study.trials is not None else "?"
-
-
 class _Lines:
     """A line for each trial, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Course(), console
+        self._told, self._console = Course(), console
 
     def __call__(self, event: Event) -> None:
         self._told.hear(event)
@@ -81,20 +35,19 @@ class _Lines:
         elif isinstance(event, Told):
             self._console.print(event.line, soft_wrap=True, highlight=False, markup=False)
         elif isinstance(event, TrialEnded):
-            record, left = event.record, self._told.seconds_left()
-            count = f"{len(self._told.records)}/{self._told.total()}"
+            record, left = event.record, _left_text(self._told)
+            count = f"{len(self._told.records)}/{_total(self._told.study)}"
             test = self._told.study is not None and self._told.study.split == "test"
             what = f"seed {record.seed}" if test else f"trial {record.trial}"
             text = f"{count}  {what}: {_outcome(record, 'test' if test else 'val.')}  {_name(record)}"
-            rest = f"  ({duration_text(left)} left)" if left else ""
-            self._console.print(text + rest, soft_wrap=True, highlight=False, markup=False)
+            self._console.print(text + (f"  ({left})" if left else ""), soft_wrap=True, highlight=False, markup=False)
 
 
 class _Screen:
     """A view that is drawn anew twice a second."""
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Course(), console
+        self._told, self._console = Course(), console
 
     def __call__(self, event: Event) -> None:
         self._told.hear(event)
@@ -108,22 +61,33 @@ class _Screen:
         told = self._told
         if told.study is None:
             return Text("preparing ...")
-        left = told.seconds_left()
-        note = f"{len(told.records)}/{told.total()} trials" + (
-            f", {duration_text(left)} left" if left is not None else ""
-        )
+        left = _left_text(told)
+        note = f"{len(told.records)}/{_total(told.study)} trials" + (f", {left}" if left else "")
         rows = Table.grid(padding=(0, 1))
         rows.add_column(no_wrap=True, min_width=9)
         rows.add_column(no_wrap=True, min_width=24)
         rows.add_column(no_wrap=True, overflow="ellipsis")
-        rows.add_row("study", _bar(told.done(), told.study.trials), note)
-        for number, began in told.running.items():
-            step = told.steps.get(number)
+        rows.add_row("study", _bar(told.share_done() or 0.0, 1.0), note)
+        for running in told.running:
+            began, step = running.began, running.step
             what = f"epoch {step.epoch}/{began.epochs}  " if step else "getting ready  "
             bar = _bar(step.step, step.steps) if step else _bar(0, 1)
-            rows.add_row(f"trial {number}", bar, what + (began.task.reference or str(began.task.placement)))
+            rows.add_row(f"trial {began.task.trial}", bar, what + (began.task.reference or str(began.task.placement)))
         members = front(told.records, told.study.objectives) if told.study.objectives else []
         return Group(rows, _front_table(members[-8:], "front so far")) if members else rows
+
+
+def _total(study: StudyBegan | None) -> str:
+    return "?" if study is None or study.trials is None else str(study.trials)
+
+
+def _left_text(told: Course) -> str:
+    """Say how much time is left; empty if that is nothing, or not known."""
+    left = told.seconds_left()
+    if not left or told.study is None:
+        return ""
+    bound = "at most" if told.study.settles or not told.measured else "about"
+    return f"{bound} {duration_text(left)} left"
 
 
 def _bar(done: float, total: float | None) -> ProgressBar:
