@@ -47,6 +47,8 @@ def test_a_run_ends_with_front_reports_and_best_config(call):
     assert "5/5" in out
     assert "front of s" in out
     assert "reports/s/architectures/best.yaml" in out
+    for command in ("dashboard s", "confirm s --allow mine:tiny", "export s --format py --allow mine:tiny"):
+        assert f"\n  placesearch {command} " in out
     assert table("s").trial.tolist() == list(range(5))
     assert "\x1b" not in out  # plain lines in a pipe
 
@@ -306,7 +308,7 @@ def test_a_terminal_gets_a_live_view(workplace):
         [str(COMMAND), *TINY, "--epochs", "40", "--trials", "3", "--name", "t"],
         stdout=terminal,
         stderr=terminal,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "CI": ""},
     )
     os.close(terminal)
     seen = b""
@@ -321,5 +323,5 @@ def test_a_terminal_gets_a_live_view(workplace):
     os.close(controller)
     assert process.wait(timeout=60) == 0
     text = seen.decode()
-    for part in ("epoch ", "front so far", "/3 trials", "front of t"):
+    for part in ("epoch ", "front of observed accuracies after 3 trials", "/3 trials", "front of t"):
         assert part in text

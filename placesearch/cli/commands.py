@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
-from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
+from placesearch.cli.result import show_result
+from placesearch.cli.view import make_view, show_comparison, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile

@@ -130,6 +130,10 @@ class Course:
         with self._lock:
             return tuple(self._running.values())
 
+    def seconds_of(self, running: Running) -> float:
+        """Return for how many seconds a trial has been running."""
+        return self._clock() - running.since
+
     @property
     def measured(self) -> bool:
         """Whether it is known how long a trial takes, so that the time left is more than what a limit leaves."""
