@@ -263,6 +263,7 @@ def test_sites_are_listed_with_costs_and_the_attention_that_is_there_already(wor
     out = CliRunner().invoke(cli, ["sites", "--backbone", "mobilenet_v3_small", "--blocks", "eca"]).output
     assert "eca" in out
     assert "cbam" not in out
+    assert "\nfeatures\n├─ 3             block stage  24x28x28" in out
     assert "attention that it has already, in 9 modules: features.1.block.1," in out
 
 

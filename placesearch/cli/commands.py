@@ -132,7 +132,7 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
 @click.option("--blocks", metavar="LIST", help="Blocks to count.  [default: se,cbam; all of them in csv]")
 @click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print the sites.")
 def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None, form: str) -> None:
-    """List the sites of a backbone, with what a block costs there, and what attention it has already.
+    """Draw a backbone as a tree with its sites, what a block costs there, and what attention it has already.
 
     Blocks are counted with r=16 (a site with fewer channels has that many as r) and k=7. Any r from 1 to a site's
     channels and any odd k is legal there.

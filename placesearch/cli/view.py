@@ -15,6 +15,7 @@ from rich.text import Text
 from placesearch.cli.course import Course
 from placesearch.cli.standing import Lead, Standing
 from placesearch.cli.terminal import aligned, make_console, name_of, percent, say
+from placesearch.cli.tree import tree_lines
 from placesearch.records import Event, StudyBegan, Told, TrialEnded, TrialRecord
 from placesearch.reporting.writing import duration_text, estimate_text
 from placesearch.staffing import Watch
@@ -190,28 +191,19 @@ def make_view(*, quiet: bool) -> Iterator[Watch]:
 
 
 def show_sites(frame: pd.DataFrame, title: str) -> None:
-    """Print a table of sites.
+    """Print the sites of a network as a tree of its modules.
 
     Args:
         frame: What `sites_frame` returns.
         title: What stands above it.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    blocks = [name.removesuffix("_macs") for name in frame.columns if name.endswith("_macs")]
-    table.add_column("site", overflow="fold", min_width=12)
-    table.add_column("kinds")
-    for name in ("channels", "map", *(f"{block}\nmacs, params" for block in blocks)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in frame.to_dict("records"):
-        costs = (f"{row[f'{block}_macs']:,}, {row[f'{block}_params']:,}" for block in blocks)
-        table.add_row(row["site"], row["kinds"], str(row["channels"]), f"{row['height']}x{row['width']}", *costs)
-    console = make_console()
-    console.print(table)
+    console, names = make_console(), list(frame["site"])
+    example = next((name for name in names if "." in name), names[0])
+    say(console, title, f"a line with a map is a site; its name is the way to it, such as {example}", "")
+    say(console, *tree_lines(frame, console.width, ascii_only=console.options.ascii_only))
     built_in = " ".join(frame["attention"]).split()
     if built_in:
-        console.print(
-            f"\nattention that it has already, in {len(built_in)} modules: {', '.join(built_in)}", highlight=False
-        )
+        say(console, "", f"attention that it has already, in {len(built_in)} modules: {', '.join(built_in)}")
 
 
 def show_comparison(frame: pd.DataFrame, title: str, how: str, uncounted: Sequence[str]) -> None:
