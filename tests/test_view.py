@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -62,7 +63,7 @@ def test_the_screen_fits_80_columns_and_shows_progress_workers_front_and_best_ag
     assert first.startswith("trial 9  ━")
     assert " 50 % epoch 2/3  layer1.0.bn2=se(r=16) " in first
     assert first.endswith("…")
-    assert "0 s of about 30 s  layer1.0.bn2=se(r=16)" in second
+    assert "0 s, usually 30 s  layer1.0.bn2=se(r=16)" in second
     assert lines[6].startswith("best 9")
     assert lines[6].rstrip().endswith(" points")
     assert "recommended front, by estimates after 9 trials" in lines[7]
@@ -91,6 +92,24 @@ def test_before_there_are_estimates_the_front_is_called_observed():
     console.print(screen)
     assert "front of observed accuracies after 2 trials" in written(paper)
     assert "best 90.50 %, plain 90.00 %: +0.50 points" in written(paper)
+
+
+def test_an_evaluation_without_steps_and_a_study_without_number_are_shown_by_time():
+    console, paper = terminal()
+    screen = Screen(console)
+    screen(began(trials=None, seconds_left=3600.5))
+    screen(TrialBegan(Task(0, PLACEMENTS[1], None), 3))
+    console.print(screen)
+    lines = written(paper).splitlines()
+    assert "0 % 0 trials, at most 1 h 00 min left" in lines[2]
+    assert lines[3].rstrip().endswith("  0 s  layer1.0.bn2=se(r=16)")
+    screen = Screen(console)
+    screen(began(trials=None, seconds_left=3600.5))
+    screen(TrialBegan(Task(0, PLACEMENTS[0], None), 3))
+    screen(ended(0, 0.9))
+    console.print(screen)
+    assert "0 % 1 trial, about 1 h 00 min left" in written(paper)
+    assert "front of observed accuracies after 1 trial\n" in re.sub(" +\n", "\n", written(paper))
 
 
 def test_a_screen_of_ascii_has_nothing_else():
@@ -129,7 +148,7 @@ def test_what_else_takes_time_is_said_and_so_is_what_is_only_a_limit():
     text = written(paper)
     assert "going on with s after 1 trials" in text
     assert "\nmeasuring ...\n" in text
-    assert "2/?  trial 1: val. accuracy 91.00 %, 37,523,456 macs, 11,690,512 params  layer1.0.bn2=se(r=16)" in text
+    assert "2  trial 1: val. accuracy 91.00 %, 37,523,456 macs, 11,690,512 params  layer1.0.bn2=se(r=16)" in text
     assert "(about 2 h 00 min left)" in text
     assert "trial 2: failed: out of memory" in text
     assert text.rstrip().endswith("left)")

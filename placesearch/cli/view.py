@@ -44,10 +44,10 @@ class Lines:
             say(self._console, event.line)
         elif isinstance(event, TrialEnded):
             record, left = event.record, _left_text(self._told)
-            count = f"{len(self._told.records)}/{_total(self._told.study)}"
             test = self._told.study is not None and self._told.study.split == "test"
             what = f"seed {record.seed}" if test else f"trial {record.trial}"
-            text = f"{count}  {what}: {_outcome(record, 'test' if test else 'val.')}  {name_of(record)}"
+            outcome = _outcome(record, "test" if test else "val.")
+            text = f"{_count(self._told)}  {what}: {outcome}  {name_of(record)}"
             say(self._console, text + (f"  ({left})" if left else ""))
 
 
@@ -83,7 +83,7 @@ class Screen:
 def _progress(told: Course, console: Console) -> Table:
     """Draw how far the study is, and each trial that runs."""
     share, left = told.share_done(), _left_text(told)
-    note = f"{len(told.records)}/{_total(told.study)} trials" + (f", {left}" if left else "")
+    note = f"{_count(told)} trial{'s'[: _count(told) != '1']}" + (f", {left}" if left else "")
     rows = [("study", share, note)]
     for one in told.running:
         epochs, step = one.began.epochs, one.step
@@ -91,7 +91,7 @@ def _progress(told: Course, console: Console) -> Table:
         if step is not None:
             share, what = one.share, f"epoch {step.epoch}/{epochs}"
         elif usual:
-            share, what = min(1.0, seconds / usual), f"{duration_text(seconds)} of about {duration_text(usual)}"
+            share, what = min(1.0, seconds / usual), f"{duration_text(seconds)}, usually {duration_text(usual)}"
         else:
             share, what = None, duration_text(seconds)
         name = one.began.task.reference or str(one.began.task.placement)
@@ -110,9 +110,10 @@ def _progress(told: Course, console: Console) -> Table:
 
 def _leading(lead: Lead, study: StudyBegan, room: int, console: Console) -> Iterator[Text]:
     """Draw the best against plain, and the front, with so many members as there is room for."""
-    yield _cut(_against_plain(lead), console)
+    if lead.best is not None and lead.plain is not None:
+        yield _cut(_against_plain(lead, lead.best, lead.plain), console)
     what = "recommended front, by estimates" if lead.estimates else "front of observed accuracies"
-    yield _cut(f"{what} after {lead.trials} trials", console)
+    yield _cut(f"{what} after {lead.trials} trial{'s'[: lead.trials != 1]}", console)
     cost = next((name for name in study.objectives if name != "accuracy"), "params")
     shown = sorted(lead.members, key=lead.accuracy)[-max(room, 1) :]  # the lowest accuracies give way
     members = [record for record in lead.members if record in shown]
@@ -138,11 +139,8 @@ def _cut(text: str, console: Console, left: int = 0) -> Text:
     return cut
 
 
-def _against_plain(lead: Lead) -> str:
+def _against_plain(lead: Lead, best: TrialRecord, plain: TrialRecord) -> str:
     """Say how far the best is ahead of the plain network."""
-    best, plain = lead.best, lead.plain
-    if best is None or plain is None:
-        return ""
     if best.placement == plain.placement:
         return f"nothing is above plain, {_accuracy_text(lead, plain)}"
     ahead = 100 * (lead.accuracy(best) - lead.accuracy(plain))
@@ -153,8 +151,10 @@ def _accuracy_text(lead: Lead, record: TrialRecord) -> str:
     return estimate_text(lead.estimates[record.placement]) if lead.estimates else percent(record.val_accuracy)
 
 
-def _total(study: StudyBegan | None) -> str:
-    return "?" if study is None or study.trials is None else str(study.trials)
+def _count(told: Course) -> str:
+    """Say how many trials have ended, and of how many if there is such a limit."""
+    limit = "" if told.study is None or told.study.trials is None else f"/{told.study.trials}"
+    return f"{len(told.records)}{limit}"
 
 
 def _left_text(told: Course) -> str:
