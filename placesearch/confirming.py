@@ -174,6 +174,7 @@ def _confirm(
             jobs=jobs,
             objectives=(),
             lines=(*_lines(groups, fresh, epochs, images, device, jobs), *notes),
+            epochs=epochs,
             split="test",
         )
     )

@@ -1,9 +1,9 @@
 """What happened, as plain values: costs, scores, finished trials, and the events of a running study."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from placesearch.placement import Placement
+from placesearch.placement import BlockSetting, Placement
 
 DIRECTIONS: Mapping[str, str] = {
     "accuracy": "maximize",
@@ -178,7 +178,12 @@ class StudyBegan:
         jobs: How many trials run at a time.
         objectives: Names of the objectives.
         lines: What is being run, in sentences for a person.
+        epochs: Passes over the training split of a usual trial.
         split: What accuracies are measured on: `validation` in a search, `test` in a confirmation.
+        long_epochs: The same of the long trials, if there are any.
+        references: How many references come first, which say where the long trials are.
+        settles: Whether it may end before its limits, because the front has settled.
+        settings: By site, the settings to choose from, by which trials are understood.
     """
 
     name: str
@@ -188,7 +193,12 @@ class StudyBegan:
     jobs: int
     objectives: tuple[str, ...]
     lines: tuple[str, ...]
+    epochs: int
     split: str = "validation"
+    long_epochs: int | None = None
+    references: int = 0
+    settles: bool = False
+    settings: Mapping[str, Sequence[BlockSetting]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,11 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
                 jobs=jobs,
                 objectives=config.objectives,
                 lines=(*plan.lines(device, jobs), *notes),
+                epochs=definition.protocol.epochs,
+                long_epochs=config.long_epochs or None,
+                references=len(plan.references),
+                settles=config.until is not None,
+                settings=definition.subject().settings,
             )
         )
         with nothing_lost(definition.name, "trial", lambda: _study(definition, trials)):

@@ -47,6 +47,8 @@ def test_a_run_ends_with_front_reports_and_best_config(call):
     assert "5/5" in out
     assert "front of s" in out
     assert "reports/s/architectures/best.yaml" in out
+    for command in ("dashboard s", "confirm s --allow mine:tiny", "export s --format py --allow mine:tiny"):
+        assert f"\n  placesearch {command} " in out
     assert table("s").trial.tolist() == list(range(5))
     assert "\x1b" not in out  # plain lines in a pipe
 
@@ -261,6 +263,7 @@ def test_sites_are_listed_with_costs_and_the_attention_that_is_there_already(wor
     out = CliRunner().invoke(cli, ["sites", "--backbone", "mobilenet_v3_small", "--blocks", "eca"]).output
     assert "eca" in out
     assert "cbam" not in out
+    assert "\nfeatures\n├─ 3             block stage  24x28x28" in out
     assert "attention that it has already, in 9 modules: features.1.block.1," in out
 
 
@@ -306,7 +309,7 @@ def test_a_terminal_gets_a_live_view(workplace):
         [str(COMMAND), *TINY, "--epochs", "40", "--trials", "3", "--name", "t"],
         stdout=terminal,
         stderr=terminal,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "CI": ""},
     )
     os.close(terminal)
     seen = b""
@@ -321,5 +324,5 @@ def test_a_terminal_gets_a_live_view(workplace):
     os.close(controller)
     assert process.wait(timeout=60) == 0
     text = seen.decode()
-    for part in ("epoch ", "front so far", "/3 trials", "front of t"):
+    for part in ("epoch ", "front of observed accuracies after 3 trials", "/3 trials", "front of t"):
         assert part in text

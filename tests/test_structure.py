@@ -134,7 +134,7 @@ def test_public_names_are_complete_and_sorted():
 def test_each_module_has_its_test_file():
     tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     modules = {path.stem for path in FILES if path.stem != "__init__"}
-    elsewhere = {"errors", "records", "samplers", "definition", "plan", "prices", "commands", "view", "worker", "code"}
+    elsewhere = {"errors", "records", "samplers", "definition", "plan", "prices", "commands", "worker", "code"}
     elsewhere |= {"staffing"}  # test_workers, test_study
     elsewhere |= {"training_view"}  # test_training_commands
     assert modules - tested <= elsewhere

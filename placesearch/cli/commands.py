@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
+from placesearch.cli.result import show_result
 from placesearch.cli.training_commands import train_command, transfer_command
-from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
+from placesearch.cli.view import make_view, show_comparison, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile
@@ -134,7 +135,7 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
 @click.option("--blocks", metavar="LIST", help="Blocks to count.  [default: se,cbam; all of them in csv]")
 @click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print the sites.")
 def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None, form: str) -> None:
-    """List the sites of a backbone, with what a block costs there, and what attention it has already.
+    """Draw a backbone as a tree with its sites, what a block costs there, and what attention it has already.
 
     Blocks are counted with r=16 (a site with fewer channels has that many as r) and k=7. Any r from 1 to a site's
     channels and any odd k is legal there.

@@ -1,6 +1,7 @@
-"""What a person sees: a live view in a terminal, plain lines elsewhere, and the result at the end."""
+"""What a person sees: of a running study a live view in a terminal and plain lines elsewhere; tables."""
 
-import time
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,123 +12,164 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from placesearch.front import front
-from placesearch.records import Event, StepEnded, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
-from placesearch.reporting.verdict_section import difference_text
-from placesearch.reporting.writing import duration_text, estimate_text, latency_text
-from placesearch.search.findings import Findings
+from placesearch.cli.course import Course
+from placesearch.cli.standing import Lead, Standing
+from placesearch.cli.terminal import aligned, make_console, name_of, percent, say
+from placesearch.cli.tree import tree_lines
+from placesearch.records import Event, StudyBegan, Told, TrialEnded, TrialRecord
+from placesearch.reporting.writing import duration_text, estimate_text
 from placesearch.staffing import Watch
 from placesearch.study import Study
-from placesearch.verdict.verdicts import Confirmed
+
+BAR = 20
+"""Characters of a bar."""
 
 
-class _Course:
-    """What was told of a running study so far; both views draw on it."""
+class Lines:
+    """A line for each trial, for pipes and logs.
 
-    def __init__(self) -> None:
-        self.study: StudyBegan | None = None
-        self.running: dict[int, TrialBegan] = {}
-        self.steps: dict[int, StepEnded] = {}
-        self.records: list[TrialRecord] = []
-        self.began = time.monotonic()
-
-    def hear(self, event: Event) -> None:
-        """Take an event in."""
-        match event:
-            case StudyBegan():
-                self.study, self.records, self.began = event, list(event.finished), time.monotonic()
-            case TrialBegan():
-                self.running[event.task.trial] = event
-            case StepEnded():
-                self.steps[event.trial] = event
-            case TrialEnded():
-                self.records.append(event.record)
-                self.running.pop(event.record.trial, None)
-                self.steps.pop(event.record.trial, None)
-
-    def done(self) -> float:
-        """Return how many trials are done, those that run by their share."""
-        return len(self.records) + sum(step.step / step.steps for step in self.steps.values())
-
-    def seconds_left(self) -> float | None:
-        """Estimate the time until the end from the trials so far; None before there is anything to go by."""
-        study = self.study
-        if study is None:
-            return None
-        elapsed, limits = time.monotonic() - self.began, []
-        fresh = self.done() - len(study.finished)
-        if study.trials is not None and fresh > 0:
-            limits.append(max(0.0, elapsed * (study.trials - self.done()) / fresh))
-        if study.seconds_left is not None:
-            limits.append(max(0.0, study.seconds_left - elapsed))
-        return min(limits) if limits and fresh > 0 else None
-
-    def total(self) -> str:
-        """Return how many trials there are to be."""
-        return str(self.study.trials) if self.study and self.study.trials is not None else "?"
-
-
-class _Lines:
-    """A line for each trial, for pipes and logs."""
+    Args:
+        console: Where to.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Course(), console
+        self._told, self._console = Course(), console
 
     def __call__(self, event: Event) -> None:
+        """Show what happened."""
         self._told.hear(event)
         if isinstance(event, StudyBegan):
-            for line in _opening(event):
-                self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            say(self._console, *_opening(event))
         elif isinstance(event, Told):
-            self._console.print(event.line, soft_wrap=True, highlight=False, markup=False)
+            say(self._console, event.line)
         elif isinstance(event, TrialEnded):
-            record, left = event.record, self._told.seconds_left()
-            count = f"{len(self._told.records)}/{self._told.total()}"
+            record, left = event.record, _left_text(self._told)
             test = self._told.study is not None and self._told.study.split == "test"
             what = f"seed {record.seed}" if test else f"trial {record.trial}"
-            text = f"{count}  {what}: {_outcome(record, 'test' if test else 'val.')}  {_name(record)}"
-            rest = f"  ({duration_text(left)} left)" if left else ""
-            self._console.print(text + rest, soft_wrap=True, highlight=False, markup=False)
+            outcome = _outcome(record, "test" if test else "val.")
+            text = f"{_count(self._told)}  {what}: {outcome}  {name_of(record)}"
+            say(self._console, text + (f"  ({left})" if left else ""))
 
 
-class _Screen:
-    """A view that is drawn anew twice a second."""
+class Screen:
+    """A view that is drawn again and again, by a thread of its own.
+
+    Args:
+        console: Where to.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._told, self._console = _Course(), console
+        self._told, self._standing, self._console = Course(), Standing(), console
 
     def __call__(self, event: Event) -> None:
+        """Show what happened."""
         self._told.hear(event)
         if isinstance(event, StudyBegan):
-            for line in _opening(event):
-                self._console.print(line, highlight=False, markup=False)
+            say(self._console, *_opening(event))
         elif isinstance(event, Told):
-            self._console.print(event.line, highlight=False, markup=False)
+            say(self._console, event.line)
 
     def __rich__(self) -> RenderableType:
-        told = self._told
-        if told.study is None:
+        if self._told.study is None:
             return Text("preparing ...")
-        left = told.seconds_left()
-        note = f"{len(told.records)}/{told.total()} trials" + (
-            f", {duration_text(left)} left" if left is not None else ""
-        )
-        rows = Table.grid(padding=(0, 1))
-        rows.add_column(no_wrap=True, min_width=9)
-        rows.add_column(no_wrap=True, min_width=24)
-        rows.add_column(no_wrap=True, overflow="ellipsis")
-        rows.add_row("study", _bar(told.done(), told.study.trials), note)
-        for number, began in told.running.items():
-            step = told.steps.get(number)
-            what = f"epoch {step.epoch}/{began.epochs}  " if step else "getting ready  "
-            bar = _bar(step.step, step.steps) if step else _bar(0, 1)
-            rows.add_row(f"trial {number}", bar, what + (began.task.reference or str(began.task.placement)))
-        members = front(told.records, told.study.objectives) if told.study.objectives else []
-        return Group(rows, _front_table(members[-8:], "front so far")) if members else rows
+        workers = _progress(self._told, self._console)
+        lead = self._standing.lead(self._told)
+        if lead is None or not lead.members:
+            return workers
+        room = self._console.size.height - workers.row_count - 5  # 5: empty lines, the best, the title, the header
+        return Group(workers, "", *_leading(lead, self._told.study, room, self._console))
 
 
-def _bar(done: float, total: float | None) -> ProgressBar:
-    return ProgressBar(total=total, completed=done, width=24, pulse=total is None)
+def _progress(told: Course, console: Console) -> Table:
+    """Draw how far the study is, and each trial that runs."""
+    share, left = told.share_done(), _left_text(told)
+    note = f"{_count(told)} trial{'s'[: _count(told) != '1']}" + (f", {left}" if left else "")
+    rows = [("study", share, note)]
+    for one in told.running:
+        epochs, step = one.began.epochs, one.step
+        usual, seconds = told.usual_seconds(epochs), told.seconds_of(one)
+        if step is not None:
+            share, what = one.share, f"epoch {step.epoch}/{epochs}"
+        elif usual:
+            share, what = min(1.0, seconds / usual), f"{duration_text(seconds)}, usually {duration_text(usual)}"
+        else:
+            share, what = None, duration_text(seconds)
+        name = one.began.task.reference or str(one.began.task.placement)
+        rows.append((f"trial {one.began.task.trial}", share, f"{what}  {name}"))
+    wide = max(len(name) for name, _, _ in rows)
+    table = Table.grid(padding=(0, 1))
+    for width in (wide, BAR, 5):
+        table.add_column(width=width, no_wrap=True)
+    table.add_column(no_wrap=True)
+    for name, share, text in rows:
+        bar = ProgressBar(total=1.0, completed=share or 0.0, width=BAR)
+        known = "" if share is None else f"{100 * share:3.0f} %"
+        table.add_row(name, bar, known, _cut(text, console, wide + BAR + 5 + 3))
+    return table
+
+
+def _leading(lead: Lead, study: StudyBegan, room: int, console: Console) -> Iterator[Text]:
+    """Draw the best against plain, and the front, with so many members as there is room for."""
+    if lead.best is not None and lead.plain is not None:
+        yield _cut(_against_plain(lead, lead.best, lead.plain), console)
+    what = "recommended front, by estimates" if lead.estimates else "front of observed accuracies"
+    yield _cut(f"{what} after {lead.trials} trial{'s'[: lead.trials != 1]}", console)
+    cost = next((name for name in study.objectives if name != "accuracy"), "params")
+    shown = sorted(lead.members, key=lead.accuracy)[-max(room, 1) :]  # the lowest accuracies give way
+    members = [record for record in lead.members if record in shown]
+    columns = {
+        "trial": [str(record.trial) for record in members],
+        "accuracy (90 %)" if lead.estimates else "accuracy": [_accuracy_text(lead, record) for record in members],
+        cost: [f"{record.value(cost):,.{3 if cost == 'latency_ms' else 0}f}" for record in members],
+    }
+    for line, name in zip(aligned(columns), ("placement", *map(name_of, members)), strict=True):
+        yield _cut(f"{line}  {name}", console)
+
+
+def _cut(text: str, console: Console, left: int = 0) -> Text:
+    """Return a text that ends where the line does.
+
+    Args:
+        text: The text.
+        console: Where it is printed.
+        left: How many characters stand on its left.
+    """
+    cut = Text(text)
+    cut.truncate(max(1, console.width - left), overflow="crop" if console.options.ascii_only else "ellipsis")
+    return cut
+
+
+def _against_plain(lead: Lead, best: TrialRecord, plain: TrialRecord) -> str:
+    """Say how far the best is ahead of the plain network."""
+    if best.placement == plain.placement:
+        return f"nothing is above plain, {_accuracy_text(lead, plain)}"
+    ahead = 100 * (lead.accuracy(best) - lead.accuracy(plain))
+    return f"best {_accuracy_text(lead, best)}, plain {_accuracy_text(lead, plain)}: {ahead:+.2f} points"
+
+
+def _accuracy_text(lead: Lead, record: TrialRecord) -> str:
+    return estimate_text(lead.estimates[record.placement]) if lead.estimates else percent(record.val_accuracy)
+
+
+def _count(told: Course) -> str:
+    """Say how many trials have ended, and of how many if there is such a limit."""
+    limit = "" if told.study is None or told.study.trials is None else f"/{told.study.trials}"
+    return f"{len(told.records)}{limit}"
+
+
+def _left_text(told: Course) -> str:
+    """Say how much time is left; empty if that is nothing, or not known."""
+    left = told.seconds_left()
+    if told.study is None or left is None or left < 1:
+        return ""
+    bound = "at most" if told.study.settles or not told.measured else "about"
+    return f"{bound} {duration_text(left)} left"
+
+
+def _takes_a_live_view(console: Console) -> bool:
+    """Tell whether what was printed can be drawn over: in a terminal that can do it, and not in CI, whose logs grow."""
+    is_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return sys.stdout.isatty() and console.is_interactive and bool(os.environ.get("TERM")) and not is_ci
 
 
 @contextmanager
@@ -137,85 +179,31 @@ def make_view(*, quiet: bool) -> Iterator[Watch]:
     Args:
         quiet: Whether to show nothing.
     """
-    console = Console()
+    console = make_console()
     if quiet:
         yield lambda _: None
-    elif console.is_terminal:
-        screen = _Screen(console)
+    elif _takes_a_live_view(console):
+        screen = Screen(console)
         with Live(screen, console=console, refresh_per_second=2, transient=True):
             yield screen
     else:
-        yield _Lines(console)
-
-
-def show_result(study: Study) -> None:
-    """Print the front and where the reports are.
-
-    Args:
-        study: The study.
-    """
-    console = Console()
-    records = study.records
-    if study.ended:
-        share = (
-            f"; {100 * study.training_share:.0f} % of the workers' time in training steps"
-            if study.training_share
-            else ""
-        )
-        console.print(
-            f"{study.ended}; {'searched' if study.training_share else 'took'} {duration_text(study.seconds)}{share}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    failed = [record for record in records if record.state == "FAIL"]
-    if failed:
-        console.print(
-            f"{len(failed)} of {len(records)} trials failed; the first: {failed[0].error}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    stopped = sum(record.state == "PRUNED" for record in records)
-    if stopped:
-        console.print(f"{stopped} of {len(records)} trials stopped early", highlight=False)
-    members = study.front
-    if members:
-        console.print(_front_table(members, f"front of {study.name}", study.findings))
-        console.print(study.caution, highlight=False)
-    if study.confirmed:
-        console.print(_verdict_table(study.confirmed, f"verdict on {study.name}, on the test split"))
-    console.print(
-        f"reports: {study.folder}/  (report.html, summary.md, front.csv, sites.csv, trials.csv)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if members:
-        console.print(f"best config: {study.folder}/architectures/best.yaml", highlight=False, soft_wrap=True)
+        yield Lines(console)
 
 
 def show_sites(frame: pd.DataFrame, title: str) -> None:
-    """Print a table of sites.
+    """Print the sites of a network as a tree of its modules.
 
     Args:
         frame: What `sites_frame` returns.
         title: What stands above it.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    blocks = [name.removesuffix("_macs") for name in frame.columns if name.endswith("_macs")]
-    table.add_column("site", overflow="fold", min_width=12)
-    table.add_column("kinds")
-    for name in ("channels", "map", *(f"{block}\nmacs, params" for block in blocks)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in frame.to_dict("records"):
-        costs = (f"{row[f'{block}_macs']:,}, {row[f'{block}_params']:,}" for block in blocks)
-        table.add_row(row["site"], row["kinds"], str(row["channels"]), f"{row['height']}x{row['width']}", *costs)
-    console = Console()
-    console.print(table)
+    console, names = make_console(), list(frame["site"])
+    example = next((name for name in names if "." in name), names[0])
+    say(console, title, f"a line with a map is a site; its name is the way to it, such as {example}", "")
+    say(console, *tree_lines(frame, console.width, ascii_only=console.options.ascii_only))
     built_in = " ".join(frame["attention"]).split()
     if built_in:
-        console.print(
-            f"\nattention that it has already, in {len(built_in)} modules: {', '.join(built_in)}", highlight=False
-        )
+        say(console, "", f"attention that it has already, in {len(built_in)} modules: {', '.join(built_in)}")
 
 
 def show_comparison(frame: pd.DataFrame, title: str, how: str, uncounted: Sequence[str]) -> None:
@@ -238,7 +226,7 @@ def show_comparison(frame: pd.DataFrame, title: str, how: str, uncounted: Sequen
         if is_time:
             ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
         table.add_row(row["cost"], *values, ratio)
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(f"latency: {how}, inference mode, median; interval of 95 %", highlight=False)
     if uncounted:
@@ -251,7 +239,7 @@ def show_studies(studies: Sequence[Study]) -> None:
     Args:
         studies: The studies.
     """
-    console = Console()
+    console = make_console()
     if not studies:
         console.print("no studies here yet; 'placesearch run --backbone resnet18' makes one", highlight=False)
         return
@@ -259,7 +247,7 @@ def show_studies(studies: Sequence[Study]) -> None:
     for study in studies:
         failed = sum(record.state == "FAIL" for record in study.records)
         accuracies = [record.val_accuracy for record in study.records if record.val_accuracy is not None]
-        table.add_row(study.name, str(len(study.records)), str(failed), _percent(max(accuracies, default=None)))
+        table.add_row(study.name, str(len(study.records)), str(failed), percent(max(accuracies, default=None)))
     console.print(table)
 
 
@@ -274,44 +262,10 @@ def _opening(event: StudyBegan) -> Iterator[str]:
     yield from (f"  {line}" for line in event.lines)
 
 
-def _front_table(members: Sequence[TrialRecord], title: str, findings: Findings | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    measured = any(record.latency_ratio is not None for record in members)
-    estimated = ["estimate (90 %)"] if findings else []
-    for name in ("trial", *estimated, "val. accuracy", "macs", "params", *(["latency / plain"] if measured else [])):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("placement", overflow="fold", min_width=12)
-    for record in members:
-        cells = [str(record.trial), *([estimate_text(findings.accuracy[record.placement])] if findings else [])]
-        cells += [_percent(record.val_accuracy), f"{record.macs:,}", f"{record.params:,}"]
-        table.add_row(*cells, *([latency_text(record)] if measured else []), Text(_name(record)))
-    return table
-
-
-def _verdict_table(confirmed: Confirmed, title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    starts = len({one.start for one in confirmed.verdicts}) > 1
-    for name in ("difference in points", "verdict", "against", *(["start"] if starts else [])):
-        table.add_column(name, no_wrap=True)
-    table.add_column("placement", overflow="fold", min_width=12)
-    for one in confirmed.verdicts:
-        cells = [difference_text(one), one.verdict, one.against, *([one.start] if starts else [])]
-        table.add_row(*cells, Text(one.reference or str(one.placement)))
-    return table
-
-
-def _name(record: TrialRecord) -> str:
-    return f"{record.reference}" if record.reference else str(record.placement)
-
-
 def _outcome(record: TrialRecord, split: str) -> str:
     if record.state == "PRUNED":
-        seen = _percent(record.curve[-1]) if record.curve else "?"
+        seen = percent(record.curve[-1]) if record.curve else "?"
         return f"stopped early, at {seen} after {record.stopped_after} of {record.epochs} epochs"
     if record.state != "COMPLETE":
         return f"failed: {record.error}"
-    return f"{split} accuracy {_percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
+    return f"{split} accuracy {percent(record.val_accuracy)}, {record.macs:,} macs, {record.params:,} params"

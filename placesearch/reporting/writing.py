@@ -44,9 +44,14 @@ class Subject:
     added: Mapping[str, Mapping[BlockSetting, tuple[int, int]]] = field(default_factory=dict)
     sites: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> dict[str, tuple[BlockSetting, ...]]:
+        """By site, the settings by which its trials are understood."""
+        return {site: tuple(of_site) for site, of_site in self.added.items()}
+
     def find(self, records: Sequence[TrialRecord]) -> Findings | None:
         """Return what trials of the study say; None if they are too few."""
-        return find(records, {site: tuple(of_site) for site, of_site in self.added.items()})
+        return find(records, self.settings)
 
     def cost(self, site: str, setting: BlockSetting) -> tuple[int, int] | None:
         """Return the macs and params that a block adds at a site; None if they were not counted."""
