@@ -31,6 +31,7 @@ def architecture(placement, backbone="resnet50", **values):
 
 def judge(outcome):
     assert outcome.difference <= 1e-4
+    assert outcome.exact <= 1e-9
     assert outcome.effect >= 1e-3
     assert outcome.added == 0
 

@@ -33,6 +33,7 @@ def architecture(backbone="resnet18[1,1,1,1]", placement=MIXED, **values):
 
 def judge(outcome):
     assert outcome.difference <= 1e-4
+    assert outcome.exact <= 1e-9
     assert outcome.effect >= 1e-3
 
 
@@ -144,7 +145,7 @@ def test_a_placement_that_the_backbone_cannot_take_is_refused():
 
 
 def test_a_backbone_that_timm_lacks_is_refused_with_the_closest():
-    with pytest.raises(BackboneError, match="the closest that it has is 'timm:vgg11_bn', with weights of its own"):
+    with pytest.raises(BackboneError, match="the closest that it can is 'timm:vgg11_bn'"):
         timm_source(architecture("vgg11_bn", "none"))
     with pytest.raises(BackboneError, match="timm cannot build 'networks:tiny', which is code of your own"):
         timm_source(architecture("networks:tiny", "none"))
@@ -194,4 +195,7 @@ CELLS = [
 def test_a_sample_of_all_backbones_blocks_and_kinds_has_equal_logits(cell, tmp_path):
     given = everywhere(*cell)
     if given.placement:
-        judge(compare_timm(given, tmp_path))
+        outcome = compare_timm(given, tmp_path)
+        assert outcome.exact <= 1e-9
+        # more than 1e-4 only where a deep network with random weights blows rounding up, as it then does in fp64
+        assert outcome.difference <= max(1e-4, 1e10 * outcome.exact)

@@ -183,7 +183,7 @@ def timm_source(architecture: Architecture) -> str:
     ResNet a block is what timm's units hold as `se`; at any other site it works on the output of the module that has
     the site's name. The file's function `from_placesearch` gives weights that were trained here timm's names.
 
-    Backbones are torchvision's ResNets, which timm has with the same weights, and all of timm's own. timm's CBAM always
+    Backbones are torchvision's ResNets, which timm has with the same layers, and all of timm's own. timm's CBAM always
     has a batch norm after the spatial convolution: `cbam` and `spatial` become that variant. It has one parameter more
     and gives, with converted weights, the same logits in eval mode; the file says so.
 
@@ -191,7 +191,7 @@ def timm_source(architecture: Architecture) -> str:
         architecture: What to write.
 
     Raises:
-        BackboneError: If timm does not have the backbone; the message names the closest that it has.
+        BackboneError: If timm does not have the backbone with these layers; the message names the closest.
         PlacementError: If timm does not have a block (`cbam_residual`, a user's own); the message names the site and
             the closest block. Also if the backbone cannot take the placement.
 
@@ -209,13 +209,13 @@ def timm_source(architecture: Architecture) -> str:
         _check_block(given, setting)
     if names_code(name):
         raise BackboneError(
-            f"timm cannot build '{name}', which is code of your own; the closest that it has are its ResNets"
+            f"timm cannot build '{name}', which is code of your own; the closest that it can is 'resnet18'"
         )
     plain = load_backbone(name, architecture.num_classes, architecture.stem)
     if not name.startswith("timm:") and not _is_torchvision_resnet(plain):
         raise BackboneError(
-            f"timm has no '{name}' with torchvision's weights, only torchvision's ResNets; "
-            f"the closest that it has is '{_closest_backbone(name)}', with weights of its own"
+            f"timm cannot stand in for torchvision's '{name}', of which it has no copy with the same layers, "
+            f"only for its ResNets; the closest that it can is '{_closest_backbone(name)}'"
         )
     sites = every_site(plain, architecture.input_size) if architecture.placement else []
     insert(plain, architecture.placement, sites=sites, share=True)  # refuses what the backbone cannot take
