@@ -197,5 +197,5 @@ def test_a_sample_of_all_backbones_blocks_and_kinds_has_equal_logits(cell, tmp_p
     if given.placement:
         outcome = compare_timm(given, tmp_path)
         assert outcome.exact <= 1e-9
-        # more than 1e-4 only where a deep network with random weights blows rounding up, as it then does in fp64
-        assert outcome.difference <= max(1e-4, 1e10 * outcome.exact)
+        # more than 1e-4 only where a deep network with random weights blows rounding up, its own as well
+        assert outcome.difference <= max(1e-4, 2 * outcome.rounding)
