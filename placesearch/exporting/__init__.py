@@ -1,0 +1,1 @@
+"""Found architectures as files for other programs."""
