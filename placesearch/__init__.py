@@ -13,6 +13,7 @@ from placesearch.errors import (
     TrainingError,
 )
 from placesearch.evaluation.own import Candidate
+from placesearch.exporting.formats import export
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
@@ -38,6 +39,7 @@ __all__ = [
     "StudyError",
     "TrainingError",
     "confirm",
+    "export",
     "find_sites",
     "fold",
     "insert",

@@ -1,4 +1,4 @@
-"""What `placesearch` does on the command line. Only here and in `view` are click and rich used.
+"""What `placesearch` does on the command line. Only in this room are click and rich used.
 
 Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, and the
 same command goes on.
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from placesearch.cli.exporting import export_command
 from placesearch.cli.view import make_view, show_comparison, show_result, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
@@ -229,6 +230,9 @@ def report_command(study: str, parquet: bool) -> None:
 def studies_command() -> None:
     """List the studies below the current directory, with their trials and best accuracies."""
     show_studies([load_study(name) for name in study_names()])
+
+
+cli.add_command(export_command)
 
 
 def main() -> None:

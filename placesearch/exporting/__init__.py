@@ -1,0 +1,1 @@
+"""Architectures for other programs: source code, programs, files."""
