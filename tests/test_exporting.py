@@ -131,13 +131,12 @@ HEAD = "placesearch: 1\nbackbone: resnet18\nnum_classes: 10\ninput_size: [3, 32,
         (HEAD.replace("10", "1000000") + "stem: &a [*a]\n", ["--format", "py"], "a.yaml"),
         (HEAD.replace("resnet18", "vgg16").replace("10", "1000000"), ["--format", "pt2"], "parameters; at most"),
         (HEAD.replace("32, 32", "8192, 8192"), ["--format", "pt2"], "too large"),
-        (HEAD + "placement: [{site: layer1.0, block: 'trap:Gate'}]\n", ["--format", "onnx"], "names code, 'trap:Gate'"),
+        (HEAD + "placement: [{site: layer1.0, block: 'trap:Gate'}]\n", ["--format", "pt2"], "names code, 'trap:Gate'"),
     ],
 )
 def test_bad_input_gets_one_line_and_nothing_is_imported_or_written(
     workplace, monkeypatch, capsys, text, arguments, says
 ):
-    pytest.importorskip("onnxruntime", reason=WITHOUT)
     Path("trap.py").write_text("open('hit', 'w')")
     Path("a.yaml").write_text(text)
     assert says in refuse(monkeypatch, capsys, "a.yaml", *arguments)

@@ -1,4 +1,7 @@
-"""The one table of formats, and `export`, which writes a file in any of them."""
+"""The one table of formats, and `export`, which writes a file in any of them.
+
+Adding a format means a module with its function, a line in `FORMATS` and a test file.
+"""
 
 import os
 from collections.abc import Callable

@@ -7,7 +7,7 @@ placesearch is barred: `py` by importing it, `onnx` by onnxruntime, `pt2` by `to
 largest difference of logits, relative to the largest logit, over batches of 1 and 4 images; and as a control by how
 much the blocks themselves change them, which is what forgotten blocks would show. For `py`, the state dict that the
 process saves is also loaded back into `Architecture.build()` with strict=True, and has to be equal. Writes
-`reports/benchmarks/exports.md`. About 10 minutes on two quiet cores.
+`reports/benchmarks/exports.md` and `exports.csv`. About 10 minutes on two quiet cores.
 
     python tests/benchmarks/exports.py [BACKBONE ...]
 """
@@ -17,11 +17,11 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import safetensors.torch
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ FORMATS = ["py", "onnx", "pt2"]
 BATCHES = (1, 4)
 SIZE = (3, 64, 64)
 SETTINGS = {"reduction": 4, "kernel_size": 3}
+
+COLUMNS = ["backbone", "block", "kind", "sites", *FORMATS, "weights_back", "change"]
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks" / "exports.md"
 
@@ -163,50 +165,62 @@ def prove(backbone: str, placements: dict[str, Placement], formats: list[str]) -
     return outcomes
 
 
-def main() -> None:
-    backbones, began = sys.argv[1:] or BACKBONES, time.monotonic()
-    lines, worst, least, bad, together = [], dict.fromkeys(FORMATS, 0.0), float("inf"), 0, 0
-    for backbone in backbones:
-        for block in BLOCKS:
-            for seen in prove(backbone, placements(backbone, block), FORMATS):
-                differences = seen.differences
-                numbers = " | ".join(f"{differences[name]:.1e}" if name in differences else "" for name in FORMATS)
-                sites, back = " ".join(seen.placement), "yes" if seen.back else "**no**"
-                lines.append(
-                    f"| {backbone} | {block} | {seen.kinds} | {sites} | {numbers} | {back} | {seen.change:.1e} |"
-                )
-                print(lines[-1], flush=True)
-                worst |= {name: max(worst[name], number) for name, number in differences.items()}
-                together += seen.kinds == "all"
-                least = min(least, seen.change)
-                bad += not seen.back or max(differences.values()) > LARGEST_DIFFERENCE
+def rows_of(backbone: str) -> pd.DataFrame:
+    """Prove all blocks in a backbone; return a row for each network."""
+    rows = []
+    for block in BLOCKS:
+        for seen in prove(backbone, placements(backbone, block), FORMATS):
+            measured = {name: f"{number:.1e}" for name, number in seen.differences.items()}
+            where = {"backbone": backbone, "block": block, "kind": seen.kinds, "sites": " ".join(seen.placement)}
+            rows.append(where | measured | {"weights_back": seen.back, "change": f"{seen.change:.1e}"})
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def write_report(table: pd.DataFrame) -> None:
+    """Write the table and what it comes to."""
+    worst = {name: pd.to_numeric(table[name]).max() for name in FORMATS}
+    bad = int((~table.weights_back).sum()) + sum(number > LARGEST_DIFFERENCE for number in worst.values())
+    together = int(table[FORMATS].notna().all(axis=1).sum())
     packages = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors")
     head = [
         "# Exports, loaded in their targets",
         "",
-        f"n = {len(lines)} networks ({len(backbones)} backbones, {len(BLOCKS)} blocks, all kinds of site), {together} "
-        f"of them in {len(FORMATS)} formats and all as `py`, at {SIZE[1]}x{SIZE[2]}, batches of "
-        f"{' and '.join(map(str, BATCHES))}, fp32, seed 0; "
-        f"{platform.machine()}, {torch.get_num_threads()} cores; "
-        f"{', '.join(f'{name} {version(name)}' for name in packages)}; {time.monotonic() - began:.0f} s. "
-        "Made by `python tests/benchmarks/exports.py`.",
+        f"n = {len(table)} networks ({table.backbone.nunique()} backbones, {table.block.nunique()} blocks, all kinds "
+        f"of site), {together} of them in {len(FORMATS)} formats and all as `py`, at {SIZE[1]}x{SIZE[2]}, batches of "
+        f"{' and '.join(map(str, BATCHES))}, fp32, seed 0; {platform.machine()}, {torch.get_num_threads()} cores; "
+        f"{', '.join(f'{name} {version(name)}' for name in packages)}. "
+        "Made by `python tests/benchmarks/exports.py`; the same as [a table](exports.csv).",
         "",
         f"Largest difference of logits, relative to the largest logit, in a process to which placesearch is barred: "
-        f"{', '.join(f'{format} {worst[format]:.1e}' for format in FORMATS)} (allowed: {LARGEST_DIFFERENCE:g}; "
-        f"networks above it, or with other weights: {bad}). Leaving the blocks out changes them by at least "
-        f"{least:.1e}.",
+        f"{', '.join(f'{name} {number:.1e}' for name, number in worst.items())} (allowed: {LARGEST_DIFFERENCE:g}). "
+        f"Formats above it and networks with other weights: {bad}. Leaving the blocks out changes the logits by at "
+        f"least {pd.to_numeric(table.change).min():.1e}.",
         "",
-        "Kind of site: `all` has the block at one site of each kind; else it is at one site, which may be of several "
-        "kinds. `weights back`: the state dict that the `py` export saves loads into `Architecture.build()` with "
-        "strict=True and equals what the export was given. `blocks`, the control: what leaving them out does to the "
-        "logits.",
+        "`kind`: `all` has the block at one site of each kind; else it is at one site, which may be of several kinds. "
+        "`weights_back`: the state dict that the `py` export saves loads into `Architecture.build()` with strict=True "
+        "and equals what the export was given. `change`, the control: what leaving the blocks out does to the logits.",
         "",
-        f"| backbone | block | kind of site | sites | {' | '.join(FORMATS)} | weights back | blocks |",
+        f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|" + "---:|" * (len(FORMATS) + 2),
     ]
-    if not sys.argv[1:]:
-        REPORT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
-    sys.exit(bad > 0)
+    shown = table.astype(object).where(table.notna(), "").replace({True: "yes", False: "**no**"})
+    lines = [f"| {' | '.join(map(str, row))} |" for row in shown.itertuples(index=False)]
+    REPORT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Prove the backbones that are named, all if none is, and write the report with what is known of the others."""
+    backbones, table = sys.argv[1:] or BACKBONES, REPORT.with_suffix(".csv")
+    for backbone in backbones:
+        fresh = rows_of(backbone)
+        known = pd.read_csv(table, dtype=str) if table.exists() else fresh.iloc[:0]
+        kept = known[(known.backbone != backbone) & known.backbone.isin(BACKBONES)]
+        order = {name: index for index, name in enumerate(BACKBONES)}
+        pd.concat([kept, fresh.astype(object)]).sort_values(
+            "backbone", key=lambda names: names.map(order), kind="stable"
+        ).to_csv(table, index=False)
+    write_report(pd.read_csv(table, dtype=dict.fromkeys([*FORMATS, "change"], str)))
 
 
 if __name__ == "__main__":
