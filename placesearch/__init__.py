@@ -14,6 +14,7 @@ from placesearch.errors import (
     TrainingError,
 )
 from placesearch.evaluation.own import Candidate
+from placesearch.exporting.formats import export
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingError",
     "Transfer",
     "confirm",
+    "export",
     "find_sites",
     "fold",
     "insert",

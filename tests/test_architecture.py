@@ -1,9 +1,15 @@
+import json
+from pathlib import Path
+
+import jsonschema
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from test_placement import placements
 
+import placesearch.models.architecture
 from placesearch.errors import InputError, PlacementError
 from placesearch.models.architecture import Architecture, Found
 from placesearch.placement import Placement
@@ -64,6 +70,7 @@ def test_a_file_reads_back_to_the_same_architecture(tmp_path_factory, placement,
         ("reduction: 16", "reduction: '16'", "reduction '16'"),
         ("reduction: 16", "reductions: 16", "the keys site, block"),
         ("kernel_size: 7", "kernel_size: 6", "site 'layer3.1.bn2': kernel size 6"),
+        ("kernel_size: 7", "kernel_size: 16385", "kernel_size 16385"),
         ("layer4.0.bn2", "layer3.1.bn2", "named twice"),
         ("num_classes: 10", "num_classes: 10\nfactors: {layer4.0: 2.0}", "no block at 'layer4.0'"),
         ("num_classes: 10", "num_classes: 10\nfactors: {layer4.0.bn2: .nan}", "factors"),
@@ -126,3 +133,47 @@ def test_a_placement_that_the_backbone_cannot_take_is_refused():
     )
     with pytest.raises(PlacementError, match="resnet18: site 'layer1.0.bn2' with 64 channels: reduction 65"):
         architecture.build()
+
+
+PUBLISHED = Path(placesearch.models.architecture.__file__).with_name("architecture.schema.json")
+
+
+def test_the_published_schema_is_that_of_the_code():
+    assert json.loads(PUBLISHED.read_text()) == Architecture.model_json_schema(), (
+        "write it again: json.dumps(Architecture.model_json_schema(), indent=2)"
+    )
+
+
+@given(placements, st.integers(1, 1000), st.sampled_from(["original", "small"]), st.integers(1, 512))
+def test_files_that_are_written_fulfil_the_published_schema(placement, classes, stem, side):
+    architecture = Architecture(
+        backbone="resnet18", stem=stem, num_classes=classes, input_size=(3, side, side), placement=placement
+    )
+    jsonschema.validate(yaml.safe_load(architecture.to_yaml()), json.loads(PUBLISHED.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("placesearch: 1\n", ""),
+        ("placesearch: 1", "placesearch: 2"),
+        ("num_classes: 10", "num_classes: 10\ncolour: red"),
+        ("num_classes: 10", "num_classes: 99999999999999999999"),
+        ("[3, 32, 32]", "[3, 32]"),
+        ("[3, 32, 32]", "[3, 32, 99999999]"),
+        ("reduction: 16", "reduction: 0"),
+        ("reduction: 16", "reductions: 16"),
+        ("kernel_size: 7", "kernel_size: 6"),
+        ("kernel_size: 7", "kernel_size: 16385"),
+        ("site: layer4.0.bn2, ", ""),
+        ("trial: 12", "trial: -1"),
+    ],
+)
+def test_what_the_published_schema_refuses_is_refused_in_loading(tmp_path, old, new):
+    schema = json.loads(PUBLISHED.read_text())
+    jsonschema.validate(yaml.safe_load(TEXT), schema)
+    text = TEXT.replace(old, new)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), schema)
+    with pytest.raises(InputError):
+        Architecture.load(write(tmp_path, text))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from placesearch.cli.exporting import export_command
 from placesearch.cli.result import show_result
 from placesearch.cli.training_commands import train_command, transfer_command
 from placesearch.cli.view import make_view, show_comparison, show_sites, show_studies
@@ -250,6 +251,7 @@ def studies_command() -> None:
 
 cli.add_command(train_command)
 cli.add_command(transfer_command)
+cli.add_command(export_command)
 
 
 def main() -> None:

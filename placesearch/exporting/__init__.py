@@ -1,1 +1,1 @@
-"""Found architectures as files for other programs."""
+"""Architectures for other programs: source code, programs, files."""

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import nn
 
 from placesearch.config import first_problem, read_yaml, shown
@@ -21,6 +30,28 @@ from placesearch.placement import BlockSetting, Placement
 _ENTRY_KEYS = {"site", "block", "reduction", "kernel_size"}
 _MOST = {"reduction": 1_000_000, "kernel_size": 2 * 8192 - 1}
 """Largest numbers in a file: a larger window has parts that meet no map of the largest input."""
+
+_PLACEMENT_SCHEMA = {
+    "type": "array",
+    "description": "Which block goes where; every site at most once.",
+    "items": {
+        "type": "object",
+        "properties": {
+            "site": {"type": "string", "pattern": r"^[^\s=]+$", "description": "Name of a module of the backbone."},
+            "block": {"type": "string", "description": "A block such as se or cbam, or package.module:Class."},
+            "reduction": {"type": "integer", "minimum": 1, "maximum": _MOST["reduction"]},
+            "kernel_size": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": _MOST["kernel_size"],
+                "not": {"multipleOf": 2},
+            },
+        },
+        "required": ["site", "block"],
+        "additionalProperties": False,
+    },
+}
+"""What `_read_placement` takes, in the words of JSON schema."""
 
 
 def _read_placement(value: Any) -> Any:
@@ -67,8 +98,18 @@ class Found(BaseModel):
     params: Annotated[int, Field(ge=0)] | None = None
 
 
+def _for_files(schema: dict[str, Any]) -> None:
+    """Say in the schema what `load` asks for beyond the model: a file has its version."""
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "placesearch architecture file, format version 1"
+    schema["description"] = "A backbone with its stem, a placement, a number of classes and an input size."
+    schema["required"] = ["placesearch", *schema["required"]]
+
+
 class Architecture(BaseModel):
     """A backbone with its stem, a placement, a number of classes and an input size.
+
+    `architecture.schema.json`, beside this module, says in JSON schema what a file of it may hold.
 
     Args:
         backbone: A torchvision name or `package.module:function`.
@@ -91,7 +132,7 @@ class Architecture(BaseModel):
         11214954
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, json_schema_extra=_for_files)
 
     placesearch: Literal[1] = 1
     backbone: Annotated[str, Field(min_length=1, max_length=500)]
@@ -100,7 +141,12 @@ class Architecture(BaseModel):
     input_size: tuple[
         Annotated[int, Field(ge=1, le=64)], Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]
     ]
-    placement: Annotated[Placement, BeforeValidator(_read_placement), PlainSerializer(_write_placement)] = Placement()
+    placement: Annotated[
+        Placement,
+        BeforeValidator(_read_placement),
+        PlainSerializer(_write_placement),
+        WithJsonSchema(_PLACEMENT_SCHEMA),
+    ] = Field(default_factory=Placement)
     factors: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
     found: Found | None = None
 

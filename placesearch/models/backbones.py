@@ -55,6 +55,21 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
     return model
 
 
+def stem_of(model: nn.Module) -> tuple[str | None, str | None]:
+    """Return the names of what `stem: small` changes: the first strided convolution and the first max pooling.
+
+    Args:
+        model: A backbone with its original stem.
+
+    Example:
+        >>> stem_of(load_backbone("resnet18", 10))
+        ('conv1', 'maxpool')
+    """
+    modules = list(model.named_modules())
+    strided = next((name for name, m in modules if isinstance(m, nn.Conv2d) and max(m.stride) > 1), None)
+    return strided, next((name for name, m in modules if isinstance(m, nn.MaxPool2d)), None)
+
+
 def units_of(model: ResNet) -> tuple[int, ...]:
     """Return how many residual units each of the four stages has."""
     return tuple(len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4))
@@ -116,9 +131,8 @@ def _from_timm(name: str, num_classes: int) -> nn.Module:
 
 
 def _shrink_stem(model: nn.Module) -> None:
-    strided = next((m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1), None)
+    strided, pooling = stem_of(model)
     if strided is not None:
-        strided.stride = (1, 1)
-    pooling = next((name for name, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
+        model.get_submodule(strided).stride = (1, 1)  # type: ignore[assignment]
     if pooling is not None:
         model.set_submodule(pooling, nn.Identity())
