@@ -50,10 +50,12 @@ def judge(backbone, block, formats, *, apart=True):
         assert seen.back
 
 
+@pytest.mark.slow
 def test_a_sample_of_modules_computes_the_same_where_placesearch_is_barred():
     judge(*some(["resnet18", "mobilenet_v3_small"], seed=1), ["py"])
 
 
+@pytest.mark.slow
 def test_a_sample_of_programs_of_torch_computes_the_same_where_placesearch_is_barred():
     judge(*some(["resnet18"], seed=2), ["pt2"], apart=False)
 

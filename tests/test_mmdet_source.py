@@ -36,6 +36,7 @@ def judge(outcome):
     assert outcome.added == 0
 
 
+@pytest.mark.slow
 def test_a_backbone_built_as_mmdet_documents_it_has_equal_logits(tmp_path):
     placement = in_stages({1: "se(r=16)", 2: "cbam(r=16,k=7)", 3: "se(r=16)", 4: "cbam_residual(r=8,k=3)"})
     factors = {site: 0.8 if site.startswith("layer4") else 2.0 for site in Placement.parse(placement)}
