@@ -108,7 +108,7 @@ def test_an_architecture_with_its_weights_is_what_was_measured(workplace):
     assert max(one.val_accuracy for one in trained.log) == trained.best.val_accuracy
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("when", ["in an epoch", "before its files are written", "before the end"])
 def test_an_interrupted_training_goes_on_to_the_same_numbers_to_the_last_bit(workplace, monkeypatch, ema, when):
     """With dropout, so that the state of the random numbers counts, too."""

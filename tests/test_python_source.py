@@ -90,8 +90,12 @@ def test_factors_of_gates_are_part_of_the_source():
         ("resnext50_32x4d[1,2,1,1]", "layer2.1.bn3=se(r=16)", "original"),
         ("wide_resnet50_2[1,1,1,1]", "none", "original"),
         ("mobilenet_v3_small", "features.12=cbam(r=8,k=3)", "small"),  # an nn.Sequential
-        ("regnet_x_400mf", "trunk_output.block3.block3-5.f.c.1=cbam_bn(r=8,k=3)", "original"),  # needs memory
-        ("googlenet", "inception5b=spatial(k=3)", "original"),  # has to be told how to start its weights
+        pytest.param(
+            "regnet_x_400mf", "trunk_output.block3.block3-5.f.c.1=cbam_bn(r=8,k=3)", "original", marks=pytest.mark.slow
+        ),  # needs memory
+        pytest.param(
+            "googlenet", "inception5b=spatial(k=3)", "original", marks=pytest.mark.slow
+        ),  # has to be told how to start its weights
         ("alexnet", "avgpool=channel(r=8)", "small"),
         ("timm:resnet10t.c3_in1k", "layer4.0.bn2=se(r=16)", "original"),
     ],
@@ -100,6 +104,7 @@ def test_stems_backbones_and_ways_to_carry_a_block(backbone, placement, stem):
     assert_same(architecture(placement, backbone, stem=stem))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_any_placement_computes_the_same(random):

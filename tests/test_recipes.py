@@ -39,6 +39,7 @@ def test_every_recipe_is_run_here():
         assert f'recipe("{heading}")' in tested
 
 
+@pytest.mark.slow
 def test_the_detector_has_the_features_of_the_network_at_all_stages(place):
     names = {}
     exec(recipe("As the backbone of a detector"), names)  # noqa: S102 - our own README
@@ -116,6 +117,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_timm_finds_the_network_and_trains_it(place):
     """timm's script is not in its package; the stand-in takes the steps that it takes with a model."""
     pytest.importorskip("timm", reason="needs timm")

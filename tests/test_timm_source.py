@@ -62,10 +62,12 @@ def test_blocks_that_timm_has_exactly_add_no_parameter_and_the_file_says_so(tmp_
     ],
     ids=lambda given: f"{given.backbone}-{given.stem}",
 )
+@pytest.mark.slow
 def test_stems_unit_numbers_and_networks_of_timm_are_built_as_here(given, tmp_path):
     assert compare_timm(given, tmp_path).difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_factor_of_the_gates_goes_with_them(tmp_path):
     placement = "layer1.0=se(r=8) layer2.0=cbam(r=8,k=3) layer3.0=cbam_bn(r=8,k=3) layer4.0=eca(k=3) relu=spatial(k=3)"
     sites = Placement.parse(placement)

@@ -37,6 +37,7 @@ def invoke(capsys, monkeypatch, *arguments):
     return caught.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_training_tells_each_epoch_in_a_line_and_the_test_accuracy_at_the_end(file, capsys, monkeypatch):
     code, out, err = invoke(capsys, monkeypatch, *TRAIN, "--epochs", "2")
     assert (code, err) == (0, "")
@@ -55,6 +56,7 @@ def test_a_training_tells_each_epoch_in_a_line_and_the_test_accuracy_at_the_end(
     assert "epochs: 2 then, 3 now" in err
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_wrong_ends_with_exit_code_1(file, capsys, monkeypatch):
     Path("a.yaml").write_text(TEXT.replace("tiny", "broken"))
     code, _, err = invoke(capsys, monkeypatch, *TRAIN, "--allow", "mine:broken")
