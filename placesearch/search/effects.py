@@ -67,7 +67,7 @@ A training that went wrong says that its placement is bad. How bad is no sum of 
 LINEAR_ALGEBRA = ThreadpoolController()
 """Sets the threads of linear algebra: one, as all cores are training and two threads would wait for each other."""
 
-ROWS = 128
+ROWS = 48
 """Scores or placements that are looked at together, which bounds the memory that it takes."""
 
 MOST_TO_FIT = 300

@@ -50,13 +50,15 @@ class Vocabulary:
     def __init__(self, choices: Mapping[str, Sequence[BlockSetting]]) -> None:
         self.choices = {site: tuple(settings) for site, settings in choices.items()}
         self.position_of: dict[str, dict[tuple[object, ...], int]] = {group: {} for group in SUMS}
-        self._known: dict[Placement, dict[str, Array]] = {}
+        self._known: dict[Placement, NDArray[np.int16]] = {}
         for site, settings in self.choices.items():
             for setting in settings:
                 for group, keys in keys_of(site, setting).items():
                     of_group = self.position_of[group]
                     for key in keys:
                         of_group.setdefault(key, len(of_group))
+        ends = np.cumsum([0, *(len(of_group) for of_group in self.position_of.values())]).tolist()
+        self._part = {group: slice(*ends[index : index + 2]) for index, group in enumerate(SUMS)}
         self.site_of = np.array([list(self.choices).index(str(key[0])) for key in self.position_of["site block"]])
 
     def columns(self, group: str) -> list[tuple[object, ...]]:
@@ -66,18 +68,17 @@ class Vocabulary:
     def rows(self, placements: Sequence[Placement]) -> dict[str, Array]:
         """Count the effects in placements: one matrix (placements, effects) for each group."""
         known = [self._row(placement) for placement in placements]
-        return {
-            group: np.array([row[group] for row in known]).reshape(len(known), len(of_group))
-            for group, of_group in self.position_of.items()
-        }
+        counts = np.array(known, dtype=np.float64).reshape(len(known), self._part[SUMS[-1]].stop)
+        return {group: counts[:, part] for group, part in self._part.items()}
 
-    def _row(self, placement: Placement) -> dict[str, Array]:
+    def _row(self, placement: Placement) -> NDArray[np.int16]:
+        """Return the counts of all groups, one after the other; kept, and small because a study has many."""
         if placement not in self._known:
-            row = {group: np.zeros(len(of_group)) for group, of_group in self.position_of.items()}
+            row = np.zeros(self._part[SUMS[-1]].stop, dtype=np.int16)
             for site, setting in placement.items():
                 for group, keys in keys_of(site, setting).items():
                     for key in keys:
-                        row[group][self.position_of[group][key]] += 1
+                        row[self._part[group]][self.position_of[group][key]] += 1
             self._known[placement] = row
         return self._known[placement]
 
