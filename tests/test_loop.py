@@ -264,3 +264,15 @@ def test_a_gpu_gives_the_same_score_twice(digits):
     assert scores[0].loss == scores[1].loss
     assert torch.equal(scores[0].correct, scores[1].correct)
     assert scores[0].accuracy > 0.5
+
+
+def test_a_trainer_under_another_protocol_shares_the_data_and_trains_as_a_new_one(digits):
+    first = Trainer(digits, protocol(), CPU)
+    other = first.under(protocol(seed=3, epochs=2, batch_size=128))
+    assert other.train_split is first.train_split  # a study of many seeds does not hold the data many times
+    assert (other.steps, first.steps, first.protocol.seed) == (2 * (1078 // 128), 1078 // 64, 0)
+    model = tiny()
+    for _ in other.train(model):
+        pass
+    seen = other.validate(model)
+    assert (seen.accuracy, seen.loss) == trained(digits, tiny(), seed=3, epochs=2, batch_size=128)

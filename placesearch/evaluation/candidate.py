@@ -57,7 +57,7 @@ class Evaluator:
         self._checkpoint, self._folder = checkpoint, branches
         self._branches: dict[Protocol, Branch] = {}
         self._data = Data({name: split.on(device) for name, split in data.splits.items()}, data.classes, data.flip)
-        self._trainers: dict[Protocol, Trainer] = {}
+        self._any_trainer: Trainer | None = None
         with torch.random.fork_rng(devices=[]):
             self._sites = every_site(plain.build(), plain.input_size)
 
@@ -90,9 +90,9 @@ class Evaluator:
             return 0.0
 
     def _trainer(self, protocol: Protocol) -> Trainer:
-        if protocol not in self._trainers:
-            self._trainers[protocol] = Trainer(self._data, protocol, self._device)
-        return self._trainers[protocol]
+        if self._any_trainer is None:
+            self._any_trainer = Trainer(self._data, protocol, self._device)
+        return self._any_trainer.under(protocol)
 
     def _branch(self, protocol: Protocol) -> Branch | None:
         if self._folder is None:

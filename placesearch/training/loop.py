@@ -4,6 +4,7 @@ Every candidate of a study sees the same batches with the same augmentations in 
 same backbone weights; only the blocks differ.
 """
 
+import copy
 import math
 import warnings
 from collections import deque
@@ -110,17 +111,27 @@ class Trainer:
     """
 
     def __init__(self, data: Data, protocol: Protocol, device: torch.device, team: Team = ALONE) -> None:
-        self.protocol, self.device, self.flip, self._team = protocol, device, data.flip, team
+        self.device, self.flip, self._team = device, data.flip, team
         self.train_split = data.splits["train"].on(device)
         self._splits = data.splits
         count = len(self.train_split.labels)
         sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
         pixels = sample.to(device).reshape(-1, 3).float() / 255
         self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
+        self._follow(protocol)
+
+    def _follow(self, protocol: Protocol) -> None:
+        self.protocol = protocol
         self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
         self.epoch_steps = len(self.train_split.labels) // self.batch_size
         self.steps = protocol.epochs * self.epoch_steps
         self.branch_step = max(1, round(WARMUP * self.steps))
+
+    def under(self, protocol: Protocol) -> "Trainer":
+        """Return a trainer by another protocol on the same data, which stay where they are."""
+        other = copy.copy(self)
+        other._follow(protocol)
+        return other
 
     def train(self, model: nn.Module, branch: Branch | None = None, blocks: Collection[str] = ()) -> Iterator[int]:
         """Train a model in place, yielding the number of finished steps after each one.
