@@ -98,3 +98,10 @@ def test_the_small_map_has_a_column_for_each_member_and_a_mark_for_each_block():
 
 def test_a_study_without_a_member_has_no_map():
     assert map_figure(SUBJECT, picture_tables(SUBJECT, [RECORDS[3]], None)) is None
+
+
+def test_references_that_are_near_each_other_share_a_label():
+    near = [record(7, "a.0.bn2=se(r=4) a.0=cbam(r=4,k=3)", 0.841, 131, reference="near other-name")]
+    [figure] = front_figures(SUBJECT, picture_tables(SUBJECT, [*RECORDS, *near], None))
+    words = [note["text"] for note in figure["layout"]["annotations"]]
+    assert words == ["plain", "se-everywhere, near"]  # the last reference is too far below to be shown

@@ -26,6 +26,9 @@ LONGEST_HOVER = 14
 
 MOST_PAIRS = 10
 
+NEAR = 0.06
+"""Part of the width and of the height of the front within which two references share a label."""
+
 MOST_TOLD = 14
 """Sites up to which the settings fit into the small map."""
 
@@ -114,21 +117,21 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
     data = [trace for trace in data if trace["x"]]
     low, high = range_of(tables)
     named = rows[is_reference & (tables.accuracy >= low)]
-    middle = (rows[cost].min() + rows[cost].max()) / 2
+    labels = _labels(
+        named[cost], accuracy[named.index], named.reference, (rows[cost].min(), rows[cost].max()), low, high
+    )
     notes = [
         {
-            "x": float(rows[cost][index]),
-            "y": float(accuracy[index]),
-            "text": escape(str(rows.reference[index]).split(" ")[0]),
+            "x": x,
+            "y": y,
+            "text": escape(words),
             "showarrow": False,
-            "xanchor": "left" if rows[cost][index] <= middle else "right",
-            "xshift": 9 if rows[cost][index] <= middle else -9,
+            "xanchor": "left" if on_left else "right",
+            "xshift": 8 if on_left else -8,
+            "yshift": -9,  # below the line of the front
             "font": {"size": 11, "color": colours["ink"]},
-            "bgcolor": colours["paper"],
-            "borderpad": 0,
-            "opacity": 0.85,
         }
-        for index in named.index
+        for x, y, words, on_left in labels
     ]
     return {
         "data": data,
@@ -140,6 +143,28 @@ def _front(tables: PictureTables, cost: str, best: int | None, texts: list[str],
             "hovermode": "closest",
         },
     }
+
+
+def _labels(
+    costs: "pd.Series[float]",
+    accuracies: "pd.Series[float]",
+    names: "pd.Series[str]",
+    cost_range: tuple[float, float],
+    low: float,
+    high: float,
+) -> list[tuple[float, float, str, bool]]:
+    """Return where to name references: cost, accuracy, words, whether that is on the left. Neighbours share a label."""
+    width, height = max(cost_range[1] - cost_range[0], 1e-300), 100 * max(high - low, 1e-9)
+    labels: list[tuple[float, float, str, bool]] = []
+    for cost, accuracy, name in zip(costs, accuracies, names, strict=True):
+        word = str(name).split(" ")[0]
+        for index, (x, y, words, on_left) in enumerate(labels):
+            if abs(x - cost) < NEAR * width and abs(y - accuracy) < NEAR * height:
+                labels[index] = (x, y, f"{words}, {word}", on_left)
+                break
+        else:
+            labels.append((float(cost), float(accuracy), word, bool(cost <= sum(cost_range) / 2)))
+    return labels
 
 
 def _hover(row: Any, costs: Sequence[str]) -> str:

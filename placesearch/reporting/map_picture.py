@@ -254,7 +254,7 @@ def _disc(x: float, y: float, radius: float, strength: float) -> str:
 
 def _row_labels(row: Any, subject: Subject, top: float, *, is_best: bool) -> list[str]:
     name = row["reference"].split(" ")[0] if isinstance(row["reference"], str) else f"trial {row['trial']}"
-    words = shortened(name + (", the pick" if is_best else ""), 23)
+    words = shortened(name, 10) + ", the pick" if is_best else shortened(name, 20)
     accuracy = row["estimate"] if not pd.isna(row["estimate"]) else row["val_accuracy"]
     cost = costs_of(subject.objectives)[0]
     costs = "" if pd.isna(row[cost]) else f" · {_four_digits(float(row[cost]))} {_word(cost)}"
