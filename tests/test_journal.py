@@ -3,6 +3,7 @@ from contextlib import suppress
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
 
 from placesearch.errors import StudyError
 from placesearch.search.journal import at_once, open_journal
@@ -13,14 +14,14 @@ GOOD = '{"op_code":0,"worker_id":"w","study_name":"s","directions":[1]}\n'
 def written(tmp_path, trials=3):
     """A journal with a few finished trials, and its bytes."""
     path = tmp_path / "journal.log"
-    study = optuna.create_study(storage=open_journal(path), study_name="s")
+    study = optuna.create_study(storage=open_journal(path, JournalStorage), study_name="s")
     for number in range(trials):
         study.tell(study.ask(), float(number))
     return path, path.read_bytes()
 
 
 def values(path):
-    study = optuna.load_study(storage=open_journal(path), study_name="s")
+    study = optuna.load_study(storage=open_journal(path, JournalStorage), study_name="s")
     return [trial.value for trial in study.trials if trial.state.is_finished()]
 
 
@@ -48,7 +49,7 @@ def test_without_mending_the_study_would_be_lost(tmp_path):
 def test_a_mended_journal_goes_on(tmp_path):
     path, whole = written(tmp_path)
     path.write_bytes(whole + b'{"op_code":4,"worker')
-    study = optuna.load_study(storage=open_journal(path), study_name="s")
+    study = optuna.load_study(storage=open_journal(path, JournalStorage), study_name="s")
     study.tell(study.ask(), 3.0)
     assert values(path) == [0.0, 1.0, 2.0, 3.0]
 
@@ -62,7 +63,7 @@ def test_zeros_after_a_power_cut_are_cut_off(tmp_path):
 
 def test_an_undamaged_journal_is_left_as_it_is(tmp_path):
     path, whole = written(tmp_path)
-    open_journal(path)
+    open_journal(path, JournalStorage)
     assert path.read_bytes() == whole
 
 
@@ -73,12 +74,12 @@ def test_damage_before_the_last_line_is_refused_and_left_as_it_is(tmp_path, dama
     path.write_bytes(lines[0] + damage + b"".join(lines[1:]))
     before = path.read_bytes()
     with pytest.raises(StudyError, match="line 2"):
-        open_journal(path)
+        open_journal(path, JournalStorage)
     assert path.read_bytes() == before
 
 
 def studied(path):
-    return optuna.create_study(storage=open_journal(path), study_name="s", load_if_exists=True)
+    return optuna.create_study(storage=open_journal(path, JournalStorage), study_name="s", load_if_exists=True)
 
 
 def test_what_is_stored_at_once_is_written_in_one_piece_and_read_back(tmp_path):

@@ -358,7 +358,7 @@ def map_figure(
         "xaxis": {**_ticks(names), "range": [-0.5, len(names) - 0.4], "side": "top", "zeroline": False},
         "yaxis": {
             **_ticks([escape(site) for site in sites]),
-            "range": [len(sites) - 0.4, -0.6],
+            "range": [len(sites) - 0.2, -0.6],
             "zeroline": False,
             "automargin": True,
         },
