@@ -1,10 +1,13 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # or commands could not be stopped by tests in the background
 
 COMMAND = Path(sys.executable).with_name("placesearch")
 NETWORKS = Path(__file__).with_name("networks.py")
