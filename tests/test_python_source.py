@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placesearch.errors import BackboneError, InputError, PlacementError
+from placesearch.exporting.block_source import CLASSES
 from placesearch.exporting.checking import difference
-from placesearch.exporting.python_source import CLASSES, python_source
+from placesearch.exporting.python_source import python_source
 from placesearch.models.architecture import Architecture, Found
 from placesearch.models.blocks import BLOCKS
 from placesearch.models.sites import every_site

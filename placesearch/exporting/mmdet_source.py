@@ -1,11 +1,13 @@
 """Architectures as plug-ins for the backbones of mmdetection (mmdet 3)."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from string import Template
 from textwrap import fill
 
 from placesearch.errors import BackboneError, PlacementError
+from placesearch.exporting.block_source import CLASSES, WITHOUT_CHANNELS, block_source, needs_math
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.insertion import insert
@@ -26,149 +28,15 @@ BACKBONES = {
 }
 """The backbones in which mmdet takes plug-ins, torchvision's name first, and how its config says it."""
 
-_CHANNELS = '''
-class _Channels(nn.Module):
-    def __init__(self, channels: int, reduction: int, factor: float, peak: bool) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(channels, channels // reduction)
-        self.expand = nn.Linear(channels // reduction, channels)
-        self.factor, self.peak = factor, peak
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight each channel by its mean, and by its maximum if that is asked for."""
-        gate = self.expand(torch.relu(self.reduce(x.mean((2, 3)))))
-        if self.peak:
-            gate = gate + self.expand(torch.relu(self.reduce(x.amax((2, 3)))))
-        return x * (self.factor * torch.sigmoid(gate))[:, :, None, None]
-'''
-
-_PIXELS = '''
-class _Pixels(nn.Module):
-    def __init__(self, kernel_size: int, factor: float, norm: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=not norm)
-        self.norm = nn.BatchNorm2d(1) if norm else nn.Identity()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight each pixel by the mean and the maximum over channels around it."""
-        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * (self.factor * torch.sigmoid(self.norm(self.conv(seen))))
-'''
-
-_BOTH = '''
-class _Both(nn.Module):
-    def __init__(self, channels: int, reduction: int, kernel_size: int, factor: float, norm: bool) -> None:
-        super().__init__()
-        self.channel = _Channels(channels, reduction, factor**0.5, peak=True)
-        self.spatial = _Pixels(kernel_size, factor**0.5, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight channels, then pixels."""
-        return self.spatial(self.channel(x))
-'''
-
-_SE = '''
-@MODELS.register_module(force=True)
-class PlacesearchSE(_Channels):
-    """Squeeze-and-excitation, with biases (Hu et al. 2018, arXiv:1709.01507)."""
+_PLUG_IN = Template('''@MODELS.register_module(force=True)
+class Placesearch$name($name):
+    """$name as a plug-in."""
 
     _abbr_ = "attention"
 
-    def __init__(self, in_channels: int, reduction: int, factor: float = 1.0) -> None:
-        super().__init__(in_channels, reduction, factor, peak=False)
-'''
-
-_CHANNEL = '''
-@MODELS.register_module(force=True)
-class PlacesearchChannel(_Channels):
-    """The channel half of CBAM (Woo et al. 2018, arXiv:1807.06521, eq. 2)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, in_channels: int, reduction: int, factor: float = 1.0) -> None:
-        super().__init__(in_channels, reduction, factor, peak=True)
-'''
-
-_SPATIAL = '''
-@MODELS.register_module(force=True)
-class PlacesearchSpatial(_Pixels):
-    """The spatial half of CBAM (Woo et al. 2018, arXiv:1807.06521, eq. 3)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, kernel_size: int, factor: float = 1.0, **_: int) -> None:
-        super().__init__(kernel_size, factor, norm=False)
-'''
-
-_CBAM = '''
-@MODELS.register_module(force=True)
-class PlacesearchCBAM(_Both):
-    """CBAM as in the paper (Woo et al. 2018, arXiv:1807.06521)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, in_channels: int, reduction: int, kernel_size: int, factor: float = 1.0) -> None:
-        super().__init__(in_channels, reduction, kernel_size, factor, norm=False)
-'''
-
-_CBAM_BN = '''
-@MODELS.register_module(force=True)
-class PlacesearchNormedCBAM(_Both):
-    """CBAM as in its authors' code: a batch norm follows the spatial convolution (Woo et al. 2018)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, in_channels: int, reduction: int, kernel_size: int, factor: float = 1.0) -> None:
-        super().__init__(in_channels, reduction, kernel_size, factor, norm=True)
-'''
-
-_CBAM_RESIDUAL = '''
-@MODELS.register_module(force=True)
-class PlacesearchResidualCBAM(_Both):
-    """CBAM with its input added, a form that spread through tutorials (Woo et al. 2018)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, in_channels: int, reduction: int, kernel_size: int, factor: float = 1.0) -> None:
-        super().__init__(in_channels, reduction, kernel_size, 1.0, norm=False)
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight channels, then pixels, and add the input."""
-        return self.factor * (super().forward(x) + x)
-'''
-
-_ECA = '''
-@MODELS.register_module(force=True)
-class PlacesearchECA(nn.Module):
-    """Efficient channel attention (Wang et al. 2020, arXiv:1910.03151)."""
-
-    _abbr_ = "attention"
-
-    def __init__(self, kernel_size: int, factor: float = 1.0, **_: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight each channel by its mean and those of its neighbours."""
-        gate = self.factor * torch.sigmoid(self.conv(x.mean((2, 3))[:, None, :]))
-        return x * gate[:, 0, :, None, None]
-'''
-
-PLUGINS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "se": ("PlacesearchSE", (_CHANNELS, _SE)),
-    "cbam": ("PlacesearchCBAM", (_CHANNELS, _PIXELS, _BOTH, _CBAM)),
-    "cbam_bn": ("PlacesearchNormedCBAM", (_CHANNELS, _PIXELS, _BOTH, _CBAM_BN)),
-    "cbam_residual": ("PlacesearchResidualCBAM", (_CHANNELS, _PIXELS, _BOTH, _CBAM_RESIDUAL)),
-    "channel": ("PlacesearchChannel", (_CHANNELS, _CHANNEL)),
-    "spatial": ("PlacesearchSpatial", (_PIXELS, _SPATIAL)),
-    "eca": ("PlacesearchECA", (_ECA,)),
-}
-"""The plug-in for each block by the name in a placement: its class, and the code that the class needs."""
-
-_IMPORTS = "import torch\nfrom mmengine.registry import MODELS\nfrom torch import Tensor, nn"
+    def __init__(self, **settings: Any) -> None:
+        $channels
+        super().__init__($arguments)''')
 
 _PLUGIN = """\
             dict(
@@ -188,8 +56,6 @@ that placesearch built fit the backbone after from_placesearch: save them, and n
 init_cfg=dict(type="Pretrained", checkpoint=...).
 """
 
-from collections.abc import Mapping
-
 $imports
 
 CONFIG = """
@@ -204,8 +70,8 @@ model = dict(
 )
 """
 
-$classes
-def from_placesearch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+${classes}def from_placesearch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the weights of the model that placesearch built the names in mmdet's backbone, which has no classifier."""
     return {
         key.replace(".bn3.attention.", ".attention."): weight
@@ -242,11 +108,11 @@ def mmdet_source(architecture: Architecture) -> str:
         ... )
         >>> lines = [line.strip() for line in mmdet_source(architecture).splitlines()]
         >>> [line for line in lines if line.startswith(("cfg", "stages"))]
-        ['cfg=dict(type="PlacesearchSE", reduction=8),', 'stages=(False, False, False, True),']
+        ['cfg=dict(type="PlacesearchSqueezeExcitation", reduction=8),', 'stages=(False, False, False, True),']
     """
     backbone = _backbone(architecture)
     for site, setting in architecture.placement.items():
-        if setting.block not in PLUGINS:
+        if setting.block not in CLASSES:
             raise PlacementError(
                 f"mmdet cannot build '{setting}' at site '{site}': the file would have to hold your own code; "
                 f"the closest that it can is '{BlockSetting('se', setting.reduction or 16)}'"
@@ -264,16 +130,34 @@ def mmdet_source(architecture: Architecture) -> str:
         if first in placement:
             stages.setdefault(_call(placement[first], factors.get(first, 1.0)), [False] * len(_STAGES))[index] = True
     plugins = [_PLUGIN.format(call=call, stages=tuple(which)) for call, which in stages.items()]
-    used = {setting.block for setting in placement.values()}
-    code = dict.fromkeys(part for name, (_, parts) in PLUGINS.items() if name in used for part in parts)
+    used = sorted({setting.block for setting in placement.values()})
+    has_factors = bool(factors)
+    parts = [block_source(used, factors=has_factors)] if used else []
+    parts += [_plug_in(block) for block in used]
     return _FILE.substitute(
         backbone=architecture.backbone,
         placement=fill(f"Placement: {architecture.placement}", _WIDTH, break_long_words=False, break_on_hyphens=False),
-        imports=_IMPORTS if used else "from torch import Tensor",
+        imports=_imports(used, factors=has_factors),
         type=backbone.replace(", ", ",\n        "),
         plugins="\n" + "".join(plugins) + "        " if plugins else "",
-        classes="".join(f"{part}\n" for part in code),
+        classes="".join(f"{part}\n\n\n" for part in parts),
     )
+
+
+def _plug_in(block: str) -> str:
+    """Write the class that mmdet knows: that of the block, told the channels where it asks for them."""
+    channels, arguments = 'in_channels = settings.pop("in_channels")', "in_channels, **settings"
+    if block in WITHOUT_CHANNELS:
+        channels, arguments = 'settings.pop("in_channels")', "**settings"
+    return _PLUG_IN.substitute(name=CLASSES[block][0], channels=channels, arguments=arguments)
+
+
+def _imports(blocks: Sequence[str], *, factors: bool) -> str:
+    if not blocks:
+        return "from collections.abc import Mapping\n\nfrom torch import Tensor"
+    lines = ["import math"] if needs_math(blocks, factors=factors) else []
+    lines += ["from collections.abc import Mapping", "from typing import Any", "", "import torch"]
+    return "\n".join([*lines, "from mmengine.registry import MODELS", "from torch import Tensor, nn"])
 
 
 def _backbone(architecture: Architecture) -> str:
@@ -356,4 +240,6 @@ def _call(setting: BlockSetting, factor: float) -> str:
     """Write the arguments of a plug-in in the config."""
     numbers = {"reduction": setting.reduction, "kernel_size": setting.kernel_size}
     arguments = [f"{name}={value}" for name, value in numbers.items() if value is not None]
-    return ", ".join([f'type="{PLUGINS[setting.block][0]}"', *arguments, *([f"factor={factor!r}"] * (factor != 1.0))])
+    return ", ".join(
+        [f'type="Placesearch{CLASSES[setting.block][0]}"', *arguments, *([f"factor={factor!r}"] * (factor != 1.0))]
+    )

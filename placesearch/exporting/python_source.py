@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 from torchvision.models import ResNet
 
 from placesearch.errors import InputError
+from placesearch.exporting.block_source import CLASSES, TEMPLATES, WITHOUT_CHANNELS, block_source, needs_math
 from placesearch.exporting.building import backbone_without_memory, build_without_memory, look_at
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import stem_of, units_of
@@ -17,35 +17,8 @@ from placesearch.models.code import names_code
 from placesearch.models.insertion import factors_of
 from placesearch.placement import BlockSetting
 
-CLASSES: dict[str, tuple[str, ...]] = {
-    "se": ("SqueezeExcitation",),
-    "cbam": ("CBAM", "ChannelAttention", "SpatialAttention"),
-    "cbam_bn": ("NormedCBAM", "ChannelAttention", "NormedSpatialAttention"),
-    "cbam_residual": ("ResidualCBAM", "ChannelAttention", "SpatialAttention"),
-    "channel": ("ChannelAttention",),
-    "spatial": ("SpatialAttention",),
-    "eca": ("EfficientChannelAttention",),
-}
-"""For every block its class in the template, and the classes of its parts."""
-
-_WITHOUT_CHANNELS = ("spatial", "eca")
-_CBAM = "Woo et al. 2018, CBAM, eq. 1 (arXiv:1807.06521)"
-_CBAMS = (
-    ("CBAM", "SpatialAttention", "Channel attention, then spatial attention.", f"{_CBAM}."),
-    ("NormedCBAM", "NormedSpatialAttention", "CBAM as in its authors' code, with a batch norm.", f"{_CBAM}, and code."),
-    ("ResidualCBAM", "SpatialAttention", "CBAM with its input added, as in tutorials.", f"{_CBAM}, plus the input."),
-)
 _WIDTH = 88
 """Ruff's own line length; lines that are broken by it stay as they are under a longer one."""
-
-_TEMPLATE = Environment(
-    loader=PackageLoader("placesearch", "exporting"),
-    autoescape=False,  # noqa: S701 - it is Python; what comes from a file is checked or quoted before
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-).get_template("module.py.jinja")
 
 
 def python_source(architecture: Architecture) -> str:
@@ -76,7 +49,7 @@ def python_source(architecture: Architecture) -> str:
     found = architecture.found
     if found and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", found.study):
         found = None
-    return _TEMPLATE.render(
+    return TEMPLATES.get_template("module.py.jinja").render(
         title=f"{_plain_backbone(architecture)} with{'' if blocks else 'out'} attention",
         input=f"{channels}x{height}x{width}",
         found=found,
@@ -86,10 +59,8 @@ def python_source(architecture: Architecture) -> str:
         num_classes=architecture.num_classes,
         body=body,
         blocks=sorted(blocks),
-        classes={name for block in blocks for name in CLASSES[block]},
-        cbams=_CBAMS,
-        factors=bool(factors),
-        uses_math=bool(factors) and not blocks.isdisjoint({"cbam", "cbam_bn"}),
+        block_source=block_source(blocks, factors=bool(factors)),
+        uses_math=needs_math(blocks, factors=bool(factors)),
     )
 
 
@@ -138,7 +109,7 @@ def _backbone(architecture: Architecture, plain: nn.Module) -> tuple[list[str], 
 
 
 def _block(setting: BlockSetting, channels: int, factor: float | None) -> str:
-    arguments = [] if setting.block in _WITHOUT_CHANNELS else [str(channels)]
+    arguments = [] if setting.block in WITHOUT_CHANNELS else [str(channels)]
     arguments += [f"{name}={getattr(setting, name)}" for name in BLOCKS[setting.block].settings]
     arguments += [f"factor={factor!r}"] if factor is not None else []
     return f"{CLASSES[setting.block][0]}({', '.join(arguments)})"
