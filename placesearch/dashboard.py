@@ -25,11 +25,12 @@ from optuna_dashboard import wsgi
 
 from placesearch.definition import study_folder
 from placesearch.errors import InputError, StudyError
-from placesearch.reporting.figures import Figure, front_figures, history_figure, map_figure
+from placesearch.reporting.figures import Figure, front_figures, history_figure
 from placesearch.reporting.front_picture import title_of
+from placesearch.reporting.map_figure import map_figure
 from placesearch.reporting.map_picture import placement_map
 from placesearch.reporting.notes import study_note, trial_notes
-from placesearch.reporting.page import page
+from placesearch.reporting.page import in_script, page
 from placesearch.reporting.picture_tables import costs_of, picture_tables
 from placesearch.search.journal import open_journal
 from placesearch.search.trials import artifacts_beside
@@ -114,7 +115,7 @@ def shown_of(study: Study, study_id: int, trial_ids: Mapping[int, int]) -> Shown
     if (history := history_figure(tables)) is not None:
         plots["front-over-trials"] = _titled(history, "How the front improved")
     address = f"/artifacts/{study_id}/{REPORT}"
-    attributes = {f"dashboard:plot_data:{name}:0": json.dumps(figure) for name, figure in plots.items()}
+    attributes = {f"dashboard:plot_data:{name}:0": in_script(figure) for name, figure in plots.items()}
     attributes |= _note("", study_note(subject, records, findings, tables, best, address))
     for number, text in trial_notes(subject, records, tables, study.confirmed, best).items():
         attributes |= _note(f"{trial_ids[number]}:", text)
@@ -161,7 +162,9 @@ class Live:
         confirmed = self._kept.stat().st_mtime if self._kept.exists() else 0.0
         known = (sum(trial.state.is_finished() for trial in trials), confirmed)
         if known != self._known:
-            found = shown_of(self._study(), self.study_id, {trial.number: trial._trial_id for trial in trials})
+            study = self._study()
+            trials = self.storage.get_all_trials(self.study_id, deepcopy=False)  # all that the study has by now
+            found = shown_of(study, self.study_id, {trial.number: trial._trial_id for trial in trials})
             self.shown.attributes, self.shown.facts, self.shown.page = found.attributes, found.facts, found.page
             self._known = known
         return time.monotonic() - began
@@ -202,7 +205,7 @@ def dashboard(name: str, host: str, port: int, tell: Callable[[str], None]) -> N
         name: The study.
         host: Address to listen on.
         port: Port to listen on; 0 for any that is free.
-        tell: Is told the address, and a warning if others than this machine can reach it.
+        tell: Is told the address of the study's page.
 
     Raises:
         InputError: If the address cannot be used.
@@ -218,8 +221,6 @@ def dashboard(name: str, host: str, port: int, tell: Callable[[str], None]) -> N
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot listen on {host}:{port}: {why}; --port 0 takes a free one") from None
-    if not is_loopback(host):
-        tell(f"warning: anyone who reaches {host} can change this study and delete it; there is no password")
     shown_host = f"[{host}]" if ":" in host else host
     tell(f"study '{name}' is at http://{shown_host}:{server.server_port}/dashboard/studies/{live.study_id}")
     ended = Event()

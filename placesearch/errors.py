@@ -52,3 +52,13 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """
     close = get_close_matches(given, list(allowed), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def reason_of(error: Exception) -> str:
+    r"""Return the first line of what others say went wrong; the name of the error if they say nothing.
+
+    Example:
+        >>> reason_of(ValueError("no such file\nstack ...")), reason_of(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

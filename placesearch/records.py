@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from placesearch.placement import BlockSetting, Placement
 
@@ -264,3 +265,20 @@ class Told:
 
 
 Event = StudyBegan | TrialBegan | StepEnded | TrialEnded | Told
+
+
+def seconds_an_epoch(records: Sequence[TrialRecord], epochs: int = 1) -> float:
+    """Return how long an epoch takes, validation and all, as the median over trials that ran to their end.
+
+    By it a search does not begin a trial that would not end in time.
+
+    Args:
+        records: Trials; of none it is 0.
+        epochs: How many those had that do not say.
+    """
+    each = [
+        record.seconds / (record.epochs or epochs)
+        for record in records
+        if record.seconds is not None and record.state != "PRUNED"
+    ]
+    return median(each) if each else 0.0

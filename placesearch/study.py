@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import torch
@@ -22,7 +21,7 @@ from placesearch.front import front
 from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
-from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord
+from placesearch.records import Event, StudyBegan, Told, TrialBegan, TrialEnded, TrialRecord, seconds_an_epoch
 from placesearch.reporting.page import write_page
 from placesearch.reporting.parquet import write_parquet
 from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
@@ -303,9 +302,7 @@ def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began:
     if config.trials is not None and len(records) + running >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
-        whole = [record for record in records if record.seconds is not None and record.state != "PRUNED"]
-        an_epoch = [record.seconds / (record.epochs or epochs) for record in whole if record.seconds is not None]
-        usual = epochs * median(an_epoch) if an_epoch else 0.0
+        usual = epochs * seconds_an_epoch(records, epochs)
         elapsed = time.monotonic() - began
         if elapsed >= config.timeout or elapsed + usual > config.timeout:
             return f"stopped before {config.timeout:g} s were over; the same command goes on"

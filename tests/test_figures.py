@@ -3,7 +3,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from placesearch.reporting.figures import curves_figure, effect_figures, front_figures, history_figure, map_figure
+from placesearch.reporting.figures import curves_figure, effect_figures, front_figures, history_figure
 from placesearch.reporting.picture_tables import picture_tables
 
 from test_picture_tables import FINDINGS, RECORDS, SUBJECT, TABLES, record  # isort: skip
@@ -11,7 +11,7 @@ from test_picture_tables import FINDINGS, RECORDS, SUBJECT, TABLES, record  # is
 
 def every_figure(subject, tables, records):
     figures = [*front_figures(subject, tables), *effect_figures(subject, tables).values()]
-    figures += [history_figure(tables), map_figure(subject, tables, 2), curves_figure(records, tables)]
+    figures += [history_figure(tables), curves_figure(records, tables)]
     return [figure for figure in figures if figure]
 
 
@@ -21,7 +21,7 @@ def traces(figure):
 
 def test_plotly_takes_every_figure():
     figures = every_figure(SUBJECT, TABLES, RECORDS)
-    assert len(figures) == 8  # front; sites, blocks, settings, pairs; history; map; curves
+    assert len(figures) == 7  # front; sites, blocks, settings, pairs; history; curves
     for figure in figures:
         go.Figure(figure)  # checks every name and value
 
@@ -70,34 +70,14 @@ def test_curves_end_with_the_accuracy_of_the_trial():
 
 def test_without_trials_there_are_no_figures():
     assert every_figure(SUBJECT, picture_tables(SUBJECT, RECORDS[3:4]), RECORDS[3:4]) == []
-    assert len(every_figure(SUBJECT, picture_tables(SUBJECT, RECORDS[:1]), RECORDS[:1])) == 3  # front, history, map
+    assert len(every_figure(SUBJECT, picture_tables(SUBJECT, RECORDS[:1]), RECORDS[:1])) == 2  # front and history
 
 
 def test_names_cannot_bring_tags_into_a_figure():
     records = [record(0, "<b>a</b>=mine:Gate(r=4)", 0.5, 10, reference="<i>x")]
-    [front, _, drawn] = every_figure(SUBJECT, picture_tables(SUBJECT, records), records)
+    [front, _] = every_figure(SUBJECT, picture_tables(SUBJECT, records), records)
     assert "&lt;b&gt;a&lt;/b&gt;" in front["data"][-1]["text"][0]
     assert "&lt;i&gt;x" in front["layout"]["annotations"][0]["text"]
-    assert drawn["layout"]["yaxis"]["ticktext"] == ["&lt;b&gt;a&lt;/b&gt;", "a.0.bn2", "b.0.bn2"]
-    assert drawn["data"][0]["hovertext"] == ["&lt;b&gt;a&lt;/b&gt; = Gate 4"]
-
-
-def test_the_small_map_has_a_column_for_each_member_and_a_mark_for_each_block():
-    figure = map_figure(SUBJECT, TABLES, best=2)
-    [trace], layout = figure["data"], figure["layout"]
-    assert layout["yaxis"]["ticktext"] == ["a.0.bn2", "b.0.bn2"]  # from input to output; no member uses a.0
-    assert layout["xaxis"]["ticktext"] == ["any<br>block", "plain", "trial 2<br><b>the pick</b>", "trial 1"]  # by cost
-    assert list(zip(trace["x"], trace["y"], strict=True)) == [(0, 0), (0, 1), (2, 1), (3, 0), (3, 1)]
-    assert trace["text"][2:] == ["se 4", "se 4", "se 4"]
-    assert trace["hovertext"][2] == "b.0.bn2 = se 4: +5.00 points (+3.00 to +7.00)"
-    assert trace["marker"]["symbol"] == ["circle-x", "circle", "circle", "circle-x", "circle"]
-    sizes, depths = trace["marker"]["size"], trace["marker"]["opacity"]
-    assert sizes[3] < sizes[2]  # less sure of its sign
-    assert max(depths) == pytest.approx(1.0)  # the strongest
-
-
-def test_a_study_without_a_member_has_no_map():
-    assert map_figure(SUBJECT, picture_tables(SUBJECT, [RECORDS[3]], None)) is None
 
 
 def test_references_that_are_near_each_other_share_a_label():

@@ -62,6 +62,18 @@ def test_a_checkpoint_of_the_whole_model_gives_the_model_back_blocks_included(wo
     assert not torch.allclose(architecture.build(weights="trained.pt").eval()(x), trained(x))
 
 
+def test_a_site_that_goes_by_an_alias_keeps_the_factor_of_its_gate(tmp_path):
+    architecture = Architecture(
+        backbone="resnet18", num_classes=10, input_size=(3, 32, 32), placement=Placement.parse("layer1=se(r=16)")
+    )
+    model = architecture.build(initial="identity")
+    architecture.with_factors_of(model).save(tmp_path / "a.yaml")
+    loaded = Architecture.load(tmp_path / "a.yaml")
+    assert loaded.factors == {"layer1.1": 2.0}
+    assert str(loaded.placement) == "layer1.1=se(r=16)"
+    assert loaded.build().state_dict().keys() == model.state_dict().keys()
+
+
 def test_a_classifier_of_another_width_stays_fresh():
     trained, model = Tiny(1000), Tiny(10)
     fresh = model.head.weight.clone()

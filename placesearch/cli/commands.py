@@ -21,7 +21,7 @@ from placesearch.config import StudyConfig, read_definition
 from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile
 from placesearch.costs.latency import measure
-from placesearch.dashboard import dashboard, newest_study
+from placesearch.dashboard import dashboard, is_loopback, newest_study
 from placesearch.errors import InputError, PlacesearchError
 from placesearch.models.architecture import Architecture
 from placesearch.models.blocks import BLOCKS, block_named
@@ -239,8 +239,11 @@ def dashboard_command(study: str | None, host: str, port: int) -> None:
 
     Ends with Ctrl-C.
     """
+    if not is_loopback(host):
+        warning = f"anyone who reaches {host} can change this study and delete it; there is no password"
+        click.echo(f"warning: {warning}", err=True)
     with contextlib.suppress(KeyboardInterrupt):
-        dashboard(study or newest_study(), host, port, lambda line: click.echo(line, err=line.startswith("warning")))
+        dashboard(study or newest_study(), host, port, click.echo)
 
 
 @cli.command("studies")

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
-from statistics import fmean, median
+from statistics import fmean
 
-from placesearch.records import Event, StepEnded, StudyBegan, TrialBegan, TrialEnded, TrialRecord
+from placesearch.records import Event, StepEnded, StudyBegan, TrialBegan, TrialEnded, TrialRecord, seconds_an_epoch
 from placesearch.search.samplers import LAG
 from placesearch.search.suggesting import long_number
 
@@ -202,7 +202,11 @@ class Course:
             limit: After how many seconds its time is up.
         """
         rest = None if study.trials is None else max(0, study.trials - len(self._records) - len(self._running))
-        jobs, gap, epoch = self._most or study.jobs, fmean(self._gaps) if self._gaps else 0.0, self._epoch_seconds()
+        jobs, gap, epoch = (
+            self._most or study.jobs,
+            fmean(self._gaps) if self._gaps else 0.0,
+            seconds_an_epoch(self._records),
+        )
         heapq.heapify(ends)
         at, last = 0.0, max(ends, default=(0.0, 0))[0]
         for number, position in enumerate(islice(self._positions(), rest)):
@@ -222,11 +226,6 @@ class Course:
         """Yield the positions of the trials to come: first those that were lost, then those after the last."""
         taken = {record.trial for record in self._records} | set(self._running)
         return (position for position in count() if position not in taken)
-
-    def _epoch_seconds(self) -> float:
-        """Return how long an epoch takes by the rule by which the search begins no trial that would not end in time."""
-        whole = [r for r in self._records if r.seconds is not None and r.state != "PRUNED"]
-        return median((r.seconds or 0.0) / (r.epochs or 1) for r in whole) if whole else 0.0
 
 
 def _keep(seconds_of: dict[int, deque[float]], epochs: int | None, seconds: float | None) -> None:

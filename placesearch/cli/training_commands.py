@@ -12,6 +12,7 @@ from placesearch.earnest import EPOCHS, train
 from placesearch.errors import InputError, TrainingError
 from placesearch.models.architecture import Architecture
 from placesearch.models.transfer import transfer
+from placesearch.reporting.writing import replace_file
 
 _ALLOW = {"multiple": True, "metavar": "MODULE:FUNCTION", "help": "Code that the file may name."}
 
@@ -86,7 +87,7 @@ def transfer_command(
     try:
         if output is None and path.exists() and path.read_text(encoding="utf-8") != text:
             raise InputError(f"{path} is there already and says something else; give another --output")
-        path.write_text(text, encoding="utf-8")
+        replace_file(path, text)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     show_transfer(moved, path)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from placesearch.cli.terminal import make_console, say
 from placesearch.earnest import Trained, Watch
 from placesearch.models.transfer import Transfer
 from placesearch.records import Epoch, StepEnded, Told
@@ -24,16 +24,13 @@ def make_view(epochs: int, *, quiet: bool) -> Iterator[Watch]:
         epochs: How many epochs there are to be.
         quiet: Whether to show nothing.
     """
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console = make_console()
 
     def line(event: Told | StepEnded | Epoch) -> None:
         if isinstance(event, Told):
-            say(event.line)
+            say(console, event.line)
         elif isinstance(event, Epoch):
-            say(_epoch_line(event, epochs))
+            say(console, _epoch_line(event, epochs))
 
     if quiet:
         yield lambda _: None
@@ -62,17 +59,16 @@ def show_trained(trained: Trained) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    console, best, folder = Console(), trained.best, trained.folder
+    best, folder = trained.best, trained.folder
     seconds = sum(one.seconds for one in trained.log)
-    lines = [
+    say(
+        make_console(),
         f"{'done' if trained.fresh else 'done already'}: test accuracy {100 * trained.test_accuracy:.2f} % on "
         f"{trained.test_images:,} images, with the weights of epoch {best.epoch} (val. accuracy "
         f"{100 * best.val_accuracy:.2f} %); {len(trained.log)} epochs took {duration_text(seconds)}",
         f"weights: {folder}/best.safetensors, last.safetensors; the course: log.csv, curve.svg, result.yaml",
         f'in Python: ps.Architecture.load("{folder}/architecture.yaml").build(weights="{folder}/best.safetensors")',
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
 
 
 def show_transfer(moved: Transfer, path: Path) -> None:
@@ -82,7 +78,7 @@ def show_transfer(moved: Transfer, path: Path) -> None:
         moved: What was done.
         path: The file.
     """
-    console, new = Console(), moved.architecture
+    console, new = make_console(), moved.architecture
     table = Table(box=None, pad_edge=False)
     for name in ("site", "kind", "depth", "new site", "depth", "block", "note"):
         table.add_column(name, justify="right" if name == "depth" else "left", overflow="fold")
@@ -93,13 +89,12 @@ def show_transfer(moved: Transfer, path: Path) -> None:
     console.print(table)
     kept = len(new.placement)
     size = "x".join(map(str, new.input_size))
-    lines = [
+    say(
+        console,
         f"{kept} of {len(moved.moves)} blocks carried to {new.backbone} at {size}; depth counts sites of the kind",
         *moved.notes,
         f"architecture: {path}  (not trained; 'placesearch train {path} --data SPEC' does that)",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
 
 
 def _epoch_line(epoch: Epoch, epochs: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from placesearch.errors import InputError
+from placesearch.errors import InputError, reason_of
 from placesearch.models.graph import InputSize
 
 LARGEST_DIFFERENCE = 1e-4
@@ -73,8 +73,7 @@ def check_program(model: nn.Module, program: Callable[[Tensor], Any], input_size
             with torch.no_grad():
                 expected, given = model(x), program(x)
         except Exception as error:  # noqa: BLE001 - onnxruntime and exported programs raise their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{what} does not run on {number} images: {reason}") from None
+            raise InputError(f"{what} does not run on {number} images: {reason_of(error)}") from None
         found = difference(expected, given)
         if not found <= LARGEST_DIFFERENCE:  # nor not a number
             raise InputError(

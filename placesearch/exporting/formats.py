@@ -3,9 +3,7 @@
 Adding a format means a module with its function, a line in `FORMATS` and a test file.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from placesearch.exporting.timm_source import timm_source
 from placesearch.exporting.torch_program import torch_program
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
+from placesearch.reporting.writing import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +127,10 @@ def export(architecture: Architecture, format: str, path: str | Path, *, weights
 
 def _write(contents: dict[Path, bytes]) -> tuple[Path, ...]:
     """Write files, each whole or not at all; return which of them were there before."""
-    fresh = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in contents}
     try:
         replaced = tuple(path for path in contents if path.exists())
         for path, content in contents.items():
-            fresh[path].write_bytes(content)
-        for path in contents:
-            fresh[path].replace(path)
+            replace_file(path, content)
     except OSError as error:
         raise InputError(f"cannot write {next(iter(contents))}: {error.strerror or error}") from None
-    finally:
-        for path in fresh.values():
-            with suppress(OSError):  # most are in place by now
-                path.unlink()
     return replaced

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from placesearch.errors import InputError
+from placesearch.errors import InputError, reason_of
 from placesearch.exporting.checking import check_program
 from placesearch.exporting.torch_program import exported_program
 from placesearch.models.graph import InputSize
@@ -44,8 +44,7 @@ def onnx_program(model: nn.Module, input_size: InputSize) -> tuple[bytes, float]
         content = _written(seen)
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - an operator without a counterpart, each in its own way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{type(model).__name__} cannot be written as ONNX: {reason}") from None
+        raise InputError(f"{type(model).__name__} cannot be written as ONNX: {reason_of(error)}") from None
 
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0])

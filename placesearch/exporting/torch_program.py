@@ -5,7 +5,7 @@ import io
 import torch
 from torch import nn
 
-from placesearch.errors import InputError
+from placesearch.errors import InputError, reason_of
 from placesearch.exporting.checking import check_program, images
 from placesearch.models.graph import InputSize
 
@@ -44,8 +44,7 @@ def exported_program(model: nn.Module, input_size: InputSize) -> torch.export.Ex
     try:
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # noqa: BLE001 - a network of the user's own may do anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"torch.export cannot follow {type(model).__name__}: {reason}") from None
+        raise InputError(f"torch.export cannot follow {type(model).__name__}: {reason_of(error)}") from None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody else's business
     return program

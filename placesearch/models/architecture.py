@@ -23,7 +23,7 @@ from placesearch.errors import InputError, PlacementError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.code import names_code
 from placesearch.models.insertion import factors_of, insert, set_factors
-from placesearch.models.sites import Site
+from placesearch.models.sites import Site, every_site
 from placesearch.models.weights import Checkpoint, load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
 
@@ -258,5 +258,13 @@ class Architecture(BaseModel):
 
         Args:
             model: What `build` returned, trained perhaps, and perhaps folded since.
+
+        Returns:
+            The architecture; if a site with a factor went by an alias, all sites go by their names.
         """
-        return self.model_copy(update={"factors": factors_of(model)})
+        factors, placement = factors_of(model), self.placement
+        if not factors.keys() <= dict(placement.items()).keys():  # a site goes by an alias; factors go by its name
+            sites = every_site(load_backbone(self.backbone, 1, self.stem), self.input_size)
+            named = {alias: site.name for site in sites for alias in (site.name, *site.aliases)}
+            placement = Placement({named[site]: setting for site, setting in placement.items()})
+        return self.model_copy(update={"factors": factors, "placement": placement})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from placesearch.errors import BackboneError
+from placesearch.errors import BackboneError, reason_of
 
 InputSize = tuple[int, int, int]
 
@@ -87,8 +87,8 @@ def record(model: nn.Module, input_size: InputSize) -> Graph:
             return _recorded(model, input_size, "cpu")
         except Exception as error:  # noqa: BLE001 - a network of the user's own may raise anything
             size = "x".join(map(str, input_size))
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackboneError(f"{type(model).__name__} does not take an input of {size}: {line}") from without_memory
+            why = f"{type(model).__name__} does not take an input of {size}: {reason_of(error)}"
+            raise BackboneError(why) from without_memory
 
 
 def _recorded(model: nn.Module, input_size: InputSize, device: str) -> Graph:

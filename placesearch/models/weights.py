@@ -18,7 +18,7 @@ import torchvision
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from placesearch.errors import BackboneError, InputError
+from placesearch.errors import BackboneError, InputError, reason_of
 from placesearch.models.code import names_code
 
 DEFAULT = "DEFAULT"
@@ -103,10 +103,9 @@ def _pretrained(backbone: str) -> Checkpoint:
         weights = torchvision.models.get_model_weights(backbone).DEFAULT
         tensors = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - no network, no such weights, a damaged download: each raises its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the {DEFAULT} weights of {backbone} could not be had ({reason}); download them yourself and give the "
-            "file: --weights FILE"
+            f"the {DEFAULT} weights of {backbone} could not be had ({reason_of(error)}); download them yourself "
+            "and give the file: --weights FILE"
         ) from None
     return Checkpoint(str(weights), tensors)
 
@@ -128,8 +127,7 @@ def _from_file(path: Path) -> Checkpoint:
             "save model.state_dict() instead"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is damaged or no checkpoint: {reason}") from None
+        raise InputError(f"{path} is damaged or no checkpoint: {reason_of(error)}") from None
     if isinstance(content, Mapping):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from placesearch.placement import Placement
 from placesearch.records import TrialRecord
-from placesearch.reporting.drawing import LIGHT, certainty, percent, points
+from placesearch.reporting.drawing import LIGHT, percent, points
 from placesearch.reporting.front_picture import range_of, title_of
-from placesearch.reporting.map_picture import ordered_sites, setting_of, setting_text
+from placesearch.reporting.map_picture import ordered_sites
 from placesearch.reporting.picture_tables import PictureTables, costs_of
 from placesearch.reporting.writing import Subject
 
@@ -28,9 +26,6 @@ MOST_PAIRS = 10
 
 NEAR = 0.06
 """Part of the width and of the height of the front within which two references share a label."""
-
-MOST_TOLD = 14
-"""Sites up to which the settings fit into the small map."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up")
@@ -289,85 +284,6 @@ def history_figure(tables: PictureTables, colours: Mapping[str, str] = LIGHT) ->
         "yaxis": {"title": {"text": "gain over plain, points"}, "rangemode": "tozero"},
     }
     return {"data": data, "layout": layout}
-
-
-def map_figure(
-    subject: Subject, tables: PictureTables, best: int | None = None, colours: Mapping[str, str] = LIGHT
-) -> Figure | None:
-    """Draw the placement map where there is little room: sites downwards from input to output, the front across.
-
-    Sites are those searched and those that a member uses. The deeper the colour, the stronger the effect of a block
-    there; the larger the mark, the surer its sign; a loss is crossed out. None if there is no member.
-
-    Args:
-        subject: What the report is about.
-        tables: What was found.
-        best: The trial that is the pick.
-        colours: As `placesearch.reporting.drawing.LIGHT`.
-    """
-    rows, of_sites = tables.candidates, tables.averages[tables.averages["of"] == "site"]
-    members = rows[rows.on_front | (rows.trial == best)].sort_values([*costs_of(subject.objectives), "trial"])
-    if not len(members):
-        return None
-    alone, ends = tables.effects[tables.effects.with_site.isna()], ["effect", "effect_low", "effect_high"]
-    settings = [setting_of(*columns) for columns in alone[["block", "reduction", "kernel_size"]].to_numpy()]
-    effects = dict(zip(zip(alone.site, settings, strict=True), alone[ends].to_numpy(dtype=float), strict=True))
-    names, cells = [], []
-    if len(of_sites):
-        names.append("any<br>block")
-        cells += [(0, site, "", row) for site, row in zip(of_sites.value, of_sites[ends].to_numpy(), strict=True)]
-    for words, trial in zip(members.placement, members.trial, strict=True):
-        for site, setting in Placement.parse(words).items():
-            cells.append((len(names), site, setting_text(setting), effects.get((site, setting), np.zeros(3))))
-        names.append(
-            "plain" if words == "none" else f"trial {trial}" + ("<br><b>the pick</b>" if trial == best else "")
-        )
-    used = {site for words in members.placement for site in Placement.parse(words)}
-    sites = ordered_sites(subject.sites, used | set(subject.added))
-    cells = [cell for cell in cells if cell[1] in sites]
-    most = max((abs(effect) for *_, (effect, _, _) in cells), default=0.0) or 1.0
-    listed = ("x", "y", "text", "hovertext", "size", "color", "opacity", "symbol")
-    marks: dict[str, list[Any]] = {name: [] for name in listed}
-    for column, site, told, (effect, low, high) in cells:
-        what = escape(f"{site}{' = ' + told if told else ''}")
-        values = (
-            column,
-            sites.index(site),
-            escape(told) if len(sites) <= MOST_TOLD else "",
-            f"{what}: {points(effect)} points ({points(low)} to {points(high)})" if low < high else what,
-            6 + 28 * (certainty(effect, low, high) - 0.5),
-            colours["gain" if effect >= 0 else "loss"],
-            0.15 + 0.85 * abs(float(effect)) / most,
-            "circle" if effect >= 0 else "circle-x",
-        )
-        for name, value in zip(listed, values, strict=True):
-            marks[name].append(value)
-    trace = {
-        "type": "scatter",
-        "mode": "markers+text",
-        **{name: marks[name] for name in ("x", "y", "text", "hovertext")},
-        "hoverinfo": "text",
-        "textposition": "bottom center",
-        "textfont": {"size": 9, "color": colours["muted"]},
-        "marker": {name: marks[name] for name in ("size", "color", "opacity", "symbol")},
-    }
-    layout = {
-        "height": 440,
-        "showlegend": False,
-        "hovermode": "closest",
-        "xaxis": {**_ticks(names), "range": [-0.5, len(names) - 0.4], "side": "top", "zeroline": False},
-        "yaxis": {
-            **_ticks([escape(site) for site in sites]),
-            "range": [len(sites) - 0.2, -0.6],
-            "zeroline": False,
-            "automargin": True,
-        },
-    }
-    return {"data": [trace], "layout": layout}
-
-
-def _ticks(names: Sequence[str]) -> dict[str, Any]:
-    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": list(names)}
 
 
 def _tint(number: int) -> str:

@@ -88,17 +88,9 @@ def placement_map(subject: Subject, tables: PictureTables, best: int | None = No
         tables: What was found.
         best: The trial that is the pick.
     """
-    costs = costs_of(subject.objectives)
-    rows = tables.candidates
-    members = rows[rows.on_front | (rows.trial == best)].sort_values([*costs, "trial"])
+    members = tables.members(subject.objectives, best)
     placements = [Placement.parse(words) for words in members.placement]
-    alone = tables.effects[tables.effects.with_site.isna()]
-    settings = [setting_of(*columns) for columns in alone[["block", "reduction", "kernel_size"]].to_numpy()]
-    numbers = alone[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
-    effects = {
-        (site, setting): _Effect(*map(float, row))
-        for site, setting, row in zip(alone.site, settings, numbers, strict=True)
-    }
+    effects = {of: _Effect(*numbers) for of, numbers in tables.of_settings.items()}
     of_sites = tables.averages[tables.averages["of"] == "site"]
     of_any = {
         site: _Effect(*map(float, row))
@@ -171,15 +163,6 @@ def setting_text(setting: BlockSetting) -> str:
     """
     numbers = "·".join(str(value) for value in (setting.reduction, setting.kernel_size) if value is not None)
     return f"{shortened(setting.block.rpartition(':')[2].replace('_', '-'), 7)} {numbers}".strip()
-
-
-def setting_of(block: str, reduction: float, kernel_size: float) -> BlockSetting:
-    """Return a setting from the columns of a table, where empty ones are no numbers."""
-    return BlockSetting(block, _whole(reduction), _whole(kernel_size))
-
-
-def _whole(value: object) -> int | None:
-    return None if pd.isna(value) else int(value)  # type: ignore[call-overload]
 
 
 def _stages(sites: Sequence[str], shapes: Mapping[str, tuple[int, int, int]]) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from placesearch.front import front
-from placesearch.placement import Placement
+from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
 from placesearch.reporting.tables import TRIAL_COLUMNS, accuracies, effects_frame, trials_frame
 from placesearch.reporting.writing import Subject
@@ -64,6 +64,30 @@ class PictureTables:
     def accuracy(self) -> "pd.Series[float]":
         """The accuracy of each candidate: what is expected of it, and without estimates what was observed."""
         return self.candidates.estimate.fillna(self.candidates.val_accuracy)
+
+    def members(self, objectives: Sequence[str], best: int | None) -> pd.DataFrame:
+        """Return the members of the front and the pick, by the first cost.
+
+        Args:
+            objectives: Names of the objectives.
+            best: The trial that is the pick.
+        """
+        rows = self.candidates
+        return rows[rows.on_front | (rows.trial == best)].sort_values([*costs_of(objectives), "trial"])
+
+    @property
+    def of_settings(self) -> dict[tuple[str, BlockSetting], tuple[float, float, float]]:
+        """What each setting adds at each site by itself: the effect and the ends of its interval."""
+        alone = self.effects[self.effects.with_site.isna()]
+        settings = (
+            BlockSetting(block, *(None if pd.isna(number) else int(number) for number in numbers))
+            for block, *numbers in alone[["block", "reduction", "kernel_size"]].to_numpy()
+        )
+        numbers = alone[["effect", "effect_low", "effect_high"]].to_numpy(dtype=float)
+        return {
+            (site, setting): (effect, low, high)
+            for site, setting, (effect, low, high) in zip(alone.site, settings, numbers.tolist(), strict=True)
+        }
 
 
 def picture_tables(subject: Subject, records: Sequence[TrialRecord], findings: Findings | None = None) -> PictureTables:

@@ -349,12 +349,19 @@ def duration_text(seconds: float) -> str:
     return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: The file; what is there is replaced.
+        content: What it is to hold, text as UTF-8.
 
     Raises:
         OSError: If it cannot be written.
     """
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)  # it is in place by now, or of no use

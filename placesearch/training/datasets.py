@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from placesearch.errors import DataError, did_you_mean
+from placesearch.errors import DataError, did_you_mean, reason_of
 
 SPLITS = ("train", "validation", "test")
 MEMORY_SHARE = 0.2
@@ -141,10 +141,10 @@ def _torchvision(name: str, dataset: Callable[..., Any]) -> Callable[[], dict[st
             try:
                 loaded = dataset(root=str(root), train=split == "train", download=True)
             except (OSError, RuntimeError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise DataError(
-                    f"{name} is not under {root} and could not be downloaded ({reason}); set PLACESEARCH_DATA to the "
-                    "folder that holds torchvision's copy, or give a folder of images: --data PATH"
+                    f"{name} is not under {root} and could not be downloaded ({reason_of(error)}); set "
+                    "PLACESEARCH_DATA to the folder that holds torchvision's copy, or give a folder of images: "
+                    "--data PATH"
                 ) from None
             images = torch.as_tensor(np.asarray(loaded.data))
             if images.dim() == 3:
