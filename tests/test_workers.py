@@ -32,6 +32,14 @@ def test_two_workers_give_the_same_table_as_one(workplace):
     pd.testing.assert_frame_equal(reproducible(one), reproducible(two))
 
 
+def test_waiting_for_results_can_have_an_end(workplace):
+    with Workers(1, assignment(), lambda _: None) as workers:
+        workers.submit(Task(0, Placement(), None))
+        assert workers.results(timeout=0.0) == []  # importing torch alone takes longer
+        (record,) = workers.results()
+    assert record.state == "COMPLETE"
+
+
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(workplace):
     killed = []
 

@@ -93,8 +93,12 @@ class Evaluators(Interface):
     def submit(self, task: Task) -> None:
         """Begin a task, or keep it until there is time for it."""
 
-    def results(self) -> list[TrialRecord]:
-        """Wait until at least one task has ended and return the records of those that have."""
+    def results(self, timeout: float | None = None) -> list[TrialRecord]:
+        """Wait until at least one task has ended and return the records of those that have.
+
+        Args:
+            timeout: Seconds after which to return without any; this process itself ends its task first.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -119,7 +123,7 @@ class ThisProcess:
         """Keep a task for `results`."""
         self._tasks.append(task)
 
-    def results(self) -> list[TrialRecord]:
+    def results(self, timeout: float | None = None) -> list[TrialRecord]:  # noqa: ARG002 - a task is ended first
         """Evaluate the oldest task."""
         return [self._evaluator.evaluate(self._tasks.popleft(), self._watch)]
 
@@ -205,16 +209,24 @@ class Workers:
         with suppress(OSError):  # it died while idle; `results` notices and hires another
             idle.pipe.send(task)
 
-    def results(self) -> list[TrialRecord]:
+    def results(self, timeout: float | None = None) -> list[TrialRecord]:
         """Wait until at least one task has ended.
+
+        Args:
+            timeout: Seconds after which to return without any.
 
         Raises:
             StudyError: If a worker cannot get ready.
         """
         records: list[TrialRecord] = []
+        until = None if timeout is None else time.monotonic() + timeout
         while not records:
             by_pipe = {worker.pipe: worker for worker in self._workers}
-            for pipe in wait(list(by_pipe)):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ready = wait(list(by_pipe), left)
+            if not ready:
+                break
+            for pipe in ready:
                 worker = by_pipe[pipe]  # type: ignore[index]
                 try:
                     message = worker.pipe.recv()
