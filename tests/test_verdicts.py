@@ -139,3 +139,14 @@ def test_the_same_placement_trained_twice_alike_shows_no_difference():
     again = trainings([training.accuracy for training in PLAIN], text=MEMBER)
     (one,) = judge([*PLAIN, *again]).verdicts
     assert (one.difference, one.high, one.p_value, one.verdict) == (0.0, 0.0, 1.0, NOT_SHOWN)
+
+
+def test_the_order_in_which_trainings_ended_changes_nothing():
+    """Not even the last digit."""
+    random = np.random.default_rng(0)
+    given = [*trainings(random.random(7), name="plain")]
+    for text in ("a=se(r=1)", "a=se(r=2)", "a=se(r=3)"):
+        given += trainings(random.random(7), text=text)
+    expected = judge(given)
+    for _ in range(5):
+        assert judge([given[index] for index in random.permutation(len(given))]) == expected

@@ -117,6 +117,7 @@ def judge(trainings: Sequence[Training]) -> Confirmed | None:
     """
     if not trainings:
         return None
+    trainings = sorted(trainings, key=lambda t: (t.seed, str(t.placement), t.backbone))  # they end in any order
     epochs = max(training.epochs for training in trainings)
     longest = [training for training in trainings if training.epochs == epochs]
     bigger = max((t for t in longest if t.reference == BIGGER), key=lambda t: t.params or 0, default=None)
