@@ -15,6 +15,7 @@ from placesearch.errors import (
 )
 from placesearch.evaluation.own import Candidate
 from placesearch.exporting.formats import export
+from placesearch.joining import Worked, work
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold, insert
 from placesearch.models.sites import Site, find_sites
@@ -42,6 +43,7 @@ __all__ = [
     "Trained",
     "TrainingError",
     "Transfer",
+    "Worked",
     "confirm",
     "export",
     "find_sites",
@@ -52,4 +54,5 @@ __all__ = [
     "run",
     "train",
     "transfer",
+    "work",
 ]

@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from placesearch.errors import InputError, did_you_mean
 from placesearch.records import DIRECTIONS
+from placesearch.storage_url import StorageUrl
 
 KINDS = ("residual", "block", "stage", "last", "head")
 """Every kind of site; `placesearch.models.sites.find_sites` says what they are."""
 
 MOST_JOBS = 8
-"""So many trials run at a time, at most; a suggestion never depends on the last seven."""
+"""So many trials run at a time, at most, unless a study allows more from its beginning."""
 
 LARGEST_FILE = 4_000_000
 """Characters that a YAML file may have."""
@@ -48,6 +58,22 @@ def _seconds(value: Any) -> Any:
             raise ValueError(f"'{value}' is no duration such as 90s, 10m or 2h")
         return float(match[1]) * _UNITS[match[2] or "s"]
     return value
+
+
+def seconds_of(text: str) -> float:
+    """Return a duration such as `90s`, `10m` or `2h` in seconds.
+
+    Raises:
+        InputError: If it is none.
+
+    Example:
+        >>> seconds_of("10m")
+        600.0
+    """
+    try:
+        return float(_seconds(text))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 _LIMIT = re.compile(r"(?:\+(?P<percent>[0-9]+(?:\.[0-9]+)?)%|(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kMGT]?))")
@@ -122,10 +148,15 @@ def first_problem(error: ValidationError) -> str:
 def _workers(value: Any) -> Any:
     """Read a number of workers as the command line gives it."""
     if isinstance(value, str | int):
-        if value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= MOST_JOBS):
+        if value == "auto" or (str(value).isdecimal() and int(value) >= 1):
             return value if value == "auto" else int(value)
         value = str(value)
     raise ValueError(f"{shown(value)} is no number of workers; expected 1 to {MOST_JOBS}, or auto")
+
+
+def _address(value: Any) -> Any:
+    """Read the address of a shared storage."""
+    return StorageUrl.parse(value) if isinstance(value, str) else value
 
 
 class StudyConfig(BaseModel):
@@ -176,7 +207,9 @@ class StudyConfig(BaseModel):
     sampler: str = "additive"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"
+    max_jobs: Annotated[int, Field(ge=1, le=10_000)] = MOST_JOBS
     jobs: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    storage: Annotated[StorageUrl, BeforeValidator(_address), PlainSerializer(lambda url: url.shown)] | None = None
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -218,12 +251,36 @@ class StudyConfig(BaseModel):
             raise ValueError(f"{','.join(map(str, values))} names something twice")
         return values
 
+    @field_validator("jobs")
+    @classmethod
+    def _not_too_many(cls, jobs: int | str, info: ValidationInfo) -> int | str:
+        most = info.data.get("max_jobs", MOST_JOBS)
+        if isinstance(jobs, int) and jobs > most:
+            raise ValueError(
+                f"{jobs} is no number of workers here; expected 1 to {most}, or auto; a study that begins with "
+                f"--max-jobs {jobs} allows it"
+            )
+        return jobs
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"'{name}' is no study name; use letters, digits, '.', '_' and '-'")
         return name
+
+    @property
+    def lag(self) -> int:
+        """On how many of the last trials a suggestion does not depend, so that as many may still run.
+
+        Up to MOST_JOBS at a time just those that may run beside it. Above, where workers are on several machines and
+        of several speeds, as many again, so that not all of them have to wait for the slowest.
+
+        Example:
+            >>> StudyConfig(backbone="resnet18").lag, StudyConfig(backbone="resnet18", max_jobs=32).lag
+            (7, 63)
+        """
+        return self.max_jobs - 1 if self.max_jobs <= MOST_JOBS else 2 * self.max_jobs - 1
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as YAML can hold them."""
@@ -252,18 +309,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST_FILE + 1)
-        content = yaml.load(text, _Loader) if len(text) <= LARGEST_FILE else None  # noqa: S506 - it is a safe one
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is no YAML text"
-        raise InputError(f"{path} is damaged{where}: {problem}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged: it is no YAML text") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Read YAML text in the same way.
+
+    Args:
+        text: The text.
+        where: What to call it in an error.
+
+    Raises:
+        InputError: If it is something else.
+    """
     if len(text) > LARGEST_FILE:
-        raise InputError(f"{path} has more than {LARGEST_FILE:,} characters; no file of placesearch is that long")
+        raise InputError(f"{where} has more than {LARGEST_FILE:,} characters; no file of placesearch is that long")
+    try:
+        content = yaml.load(text, _Loader)  # noqa: S506 - it is a safe one
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is no YAML text"
+        raise InputError(f"{where} is damaged{line}: {problem}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{path} is damaged: its top level is no mapping of names to values")
+        raise InputError(f"{where} is damaged: its top level is no mapping of names to values")
     return content
 
 

@@ -14,6 +14,7 @@ from placesearch.definition import Definition, read_definition_of, settle, study
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Assignment, Evaluators, Workers
+from placesearch.interrupts import interrupts_held
 from placesearch.models.architecture import Architecture
 from placesearch.models.code import names_code
 from placesearch.models.deeper import deeper
@@ -23,7 +24,7 @@ from placesearch.plan import AT_BATCH_SIZE, LEARNING_RATE, device_name
 from placesearch.records import StudyBegan, Task, TrialBegan, TrialEnded, TrialRecord
 from placesearch.reporting.tables import accuracies
 from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
-from placesearch.study import Study, device_named, interrupts_held, load_study, nobody, nothing_lost, owned
+from placesearch.study import Study, device_named, load_study, nobody, nothing_lost, owned
 from placesearch.training.datasets import SPLITS, Data, load_data
 from placesearch.verdict.trainings import Training, TrainingFile
 from placesearch.verdict.verdicts import BIGGER, PLAIN, REFERENCES
@@ -128,7 +129,7 @@ def confirm(
     jobs = 1 if evaluate is not None and jobs == "auto" else jobs  # a function is called in this process
     config = StudyConfig(**definition.config.plain() | {"jobs": jobs, "device": device, "trials": None})
     definition = replace(definition, config=config)
-    here = _evaluation(definition, evaluate, allow)
+    here = evaluation_of(definition, evaluate, allow)
     where = device_named(device)
     with owned(study):
         return _confirm(definition, seeds, epochs, top, here, where, watch or nobody)
@@ -181,7 +182,8 @@ def _confirm(
     with nothing_lost(name, "training", lambda: load_study(name)), Workers(jobs, None, watch) as workers:
         for group, missing in zip(groups, tasks, strict=True):
             if missing:
-                with staffed(group.assignment, definition, data, here, workers, watch) as evaluators:
+                folder = study_folder(name)
+                with staffed(group.assignment, definition, data, here, workers, watch, folder) as evaluators:
                     for record in _train(evaluators, missing, group, watch):
                         with interrupts_held():
                             kept.add(group.training(record, images))
@@ -209,7 +211,7 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return [(seed + FARTHEST + number) % 2**32 for number in range(count)]
 
 
-def _evaluation(definition: Definition, evaluate: Evaluate | None, allow: Collection[str]) -> Evaluate | None:
+def evaluation_of(definition: Definition, evaluate: Evaluate | None, allow: Collection[str]) -> Evaluate | None:
     """Return the study's own evaluation, if it has one; refuse code that is not allowed."""
     config = definition.config
     if evaluate is not None and name_of(evaluate) != config.evaluate:
@@ -254,7 +256,7 @@ def _groups(
     scratch = replace(
         protocol, start="scratch", learning_rate=LEARNING_RATE * (protocol.batch_size / AT_BATCH_SIZE) ** 0.5
     )
-    own = assignment_of(definition, device)
+    own = assignment_of(definition, device, study_folder(definition.name))
     from_scratch = replace(own, protocol=scratch, weights=None, branches=None)
     groups = [_Group(from_scratch, references, costs)]
     largest = max(

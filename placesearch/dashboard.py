@@ -1,6 +1,6 @@
 """The dashboard: a study in a browser, while it runs and after.
 
-Optuna's dashboard shows what the journal holds. What only this project knows, estimates, the recommended front, the map
+Optuna's dashboard shows what is stored. What only this project knows, estimates, the recommended front, the map
 and the verdict, is shown as if it were stored there too, as notes, plots and an artifact, but is worked out anew from
 the trials as they come in; nothing of it is written, so that it never is out of date. A note that somebody edits is
 stored, and stays as it is.
@@ -19,11 +19,11 @@ from uuid import NAMESPACE_URL, uuid5
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage
 from optuna.study._frozen import FrozenStudy
 from optuna_dashboard import wsgi
 
-from placesearch.definition import study_folder
+from placesearch.definition import read_definition_of, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.reporting.figures import Figure, front_figures, history_figure
 from placesearch.reporting.front_picture import title_of
@@ -32,7 +32,7 @@ from placesearch.reporting.map_picture import placement_map
 from placesearch.reporting.notes import study_note, trial_notes
 from placesearch.reporting.page import in_script, page
 from placesearch.reporting.picture_tables import costs_of, picture_tables
-from placesearch.search.journal import open_journal
+from placesearch.search.storage import Database, Journal, Proxy, open_storage
 from placesearch.search.trials import artifacts_beside
 from placesearch.study import Study, open_study, study_names
 
@@ -61,13 +61,13 @@ class Shown:
     page: str = ""
 
 
-class _ShownStorage(JournalStorage):
-    """A journal that seems to hold what is shown beside it."""
+class _Showing(BaseStorage):
+    """A storage that seems to hold what is shown beside it."""
 
     shown: Shown
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        stored = super().get_study_system_attrs(study_id)
+        stored = super().get_study_system_attrs(study_id)  # type: ignore[safe-super]  # a storage comes after this class
         edited = {key.rpartition("note_ver")[0] for key in stored if key.endswith("note_ver")}
         of_notes = {
             key: value
@@ -77,11 +77,23 @@ class _ShownStorage(JournalStorage):
         return of_notes | stored
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        studies = super().get_all_studies()
+        studies = super().get_all_studies()  # type: ignore[safe-super]
         for study in studies:
             study.system_attrs = self.get_study_system_attrs(study._study_id)
             study.user_attrs = {**self.shown.facts, **study.user_attrs}
         return studies
+
+
+class _ShownJournal(_Showing, Journal):
+    pass
+
+
+class _ShownDatabase(_Showing, Database):
+    pass
+
+
+class _ShownProxy(_Showing, Proxy):
+    pass
 
 
 class _Files(FileSystemArtifactStore):
@@ -151,8 +163,9 @@ class Live:
         self._study, self._known = open_study(name), (-1, 0.0)
         self._kept = study_folder(name) / "confirm.jsonl"
         self.shown = Shown()
-        self.storage = open_journal(study_folder(name) / "journal.log", _ShownStorage)
-        self.storage.shown = self.shown
+        where = read_definition_of(name).config.storage or study_folder(name) / "journal.log"
+        self.storage = open_storage(where, (_ShownJournal, _ShownDatabase, _ShownProxy))
+        self.storage.shown = self.shown  # type: ignore[attr-defined]  # it is of one of these classes
         self.study_id = self.storage.get_study_id_from_name(name)
 
     def refresh(self) -> float:
@@ -191,8 +204,8 @@ def newest_study() -> str:
     Raises:
         StudyError: If there is none.
     """
-    changed = {name: study_folder(name) / "journal.log" for name in study_names()}
-    names = sorted((path.stat().st_mtime, name) for name, path in changed.items() if path.exists())
+    kept = [(name, study_folder(name) / file) for name in study_names() for file in ("study.yaml", "journal.log")]
+    names = sorted((path.stat().st_mtime, name) for name, path in kept if path.exists())
     if not names:
         raise StudyError("no study below the current directory; 'placesearch run' makes one")
     return names[-1][1]

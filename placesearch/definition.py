@@ -1,22 +1,27 @@
 """The resolved definition of a study: every default filled in, kept in `studies/NAME/study.yaml`."""
 
+import hashlib
 import importlib.metadata
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
-from placesearch.config import RUN_FIELDS, StudyConfig, read_yaml
+from placesearch.config import RUN_FIELDS, StudyConfig, parse_yaml, read_yaml
 from placesearch.errors import StudyError
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
 from placesearch.placement import BlockSetting
 from placesearch.reporting.writing import Subject
+from placesearch.storage_url import StorageUrl
 from placesearch.training.datasets import SPLITS
 from placesearch.training.loop import Protocol
 
 STUDIES = Path("studies")
+
+FINGERPRINT = "fingerprint of images"
+"""What the hash of the data is called where two studies are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,9 @@ class Definition:
         network: Channels, height and width at every site of the network, searched or not, from input to output; empty
             in studies that began before this was kept.
         hardware: What the study began on.
+        device: Kind of device that it is trained on, `cpu` or `cuda`; empty in studies that began before this was kept.
+        code: Fingerprint of this package's source; likewise.
+        fingerprint: That of the images and labels; likewise, and where the evaluation is the user's own.
     """
 
     config: StudyConfig
@@ -52,6 +60,9 @@ class Definition:
     latencies: dict[str, Any] = field(default_factory=dict)
     network: dict[str, list[int]] = field(default_factory=dict)
     hardware: str = ""
+    device: str = ""
+    code: str = ""
+    fingerprint: str = ""
 
     @property
     def name(self) -> str:
@@ -83,14 +94,39 @@ class Definition:
             "costs": self.costs,
             "network": self.network,
             "hardware": self.hardware,
+            "device": self.device,
+            "code": self.code,
+            "fingerprint": self.fingerprint,
             **({"latencies": self.latencies} if self.latencies else {}),
         }
+
+    def text(self) -> str:
+        """Return the text of `study.yaml`."""
+        return yaml.safe_dump(self.content(), sort_keys=False, default_flow_style=None)
+
+    def shared_text(self) -> str:
+        """Return the same for a shared storage, which has another address on another machine."""
+        return self.stored_in(None).text()
+
+    def stored_in(self, storage: StorageUrl | None) -> Self:
+        """Return the definition of the same study with its trials in another place."""
+        return replace(self, config=self.config.model_copy(update={"storage": storage}))
+
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Return what the study began with and what there is here, of all that numbers and suggestions depend on."""
+        here = {name: importlib.metadata.version(name) for name in self.versions if name != "python"}
+        was = {name: version for name, version in self.versions.items() if name != "python"}
+        if self.code:
+            here["code"], was["code"] = code_fingerprint(), self.code
+        return {name: (was[name], here[name]) for name in here if was[name] != here[name]}
 
     def identity(self) -> dict[str, Any]:
         """Everything that may not change between two runs, as flat names and values."""
         config = {key: value for key, value in self.config.plain().items() if key not in RUN_FIELDS}
         sites = {f"site {name}": "x".join(map(str, shape)) for name, shape in self.sites.items()}
-        splits = {f"{name} images": count for name, count in self.splits.items()}
+        splits: dict[str, Any] = {f"{name} images": count for name, count in self.splits.items()}
+        if self.fingerprint:
+            splits[FINGERPRINT] = self.fingerprint
         start = {"checkpoint": self.weights} if self.weights else {}
         plain = {"plain params": self.costs["none"][2]} if self.costs else {}
         return {**config, "classes": self.num_classes, **start, **plain, **splits, **sites}
@@ -161,10 +197,28 @@ def read_definition_of(name: str) -> Definition:
         StudyError: If it is missing, damaged or of a newer format.
     """
     path = study_folder(name) / "study.yaml"
-    content = read_yaml(path)
+    return _definition(read_yaml(path), str(path))
+
+
+def shared_definition(text: str, storage: StorageUrl) -> Definition:
+    """Read the definition that a shared storage holds of a study, as `shared_text` writes it.
+
+    Args:
+        text: The definition.
+        storage: Where it is from; the study's storage is this address.
+
+    Raises:
+        StudyError: If it is damaged or of a newer format.
+    """
+    where = f"the study's definition in {storage.shown}"
+    definition = _definition(parse_yaml(text, where), where)
+    return definition.stored_in(storage)
+
+
+def _definition(content: dict[str, Any], where: str) -> Definition:
     try:
         if content.pop("placesearch") != 1:
-            raise StudyError(f"{path} was written by a newer placesearch")
+            raise StudyError(f"{where} was written by a newer placesearch")
         content["config"] = StudyConfig(**content["config"])
         content["protocol"] = Protocol(**content["protocol"])
         channels, height, width = content["input_size"]
@@ -174,7 +228,7 @@ def read_definition_of(name: str) -> Definition:
     except StudyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StudyError(f"{path} is damaged: {type(error).__name__} {error}") from None
+        raise StudyError(f"{where} is damaged: {type(error).__name__} {error}") from None
     return definition
 
 
@@ -184,22 +238,36 @@ def refuse_difference(stored: Definition, given: Definition, *, without_splits: 
     Args:
         stored: The study that exists.
         given: What a run is to do.
-        without_splits: Whether the sizes of the splits are not known yet.
+        without_splits: Whether the data are not known yet.
 
     Raises:
         StudyError: If they differ in anything that is the identity of a study; with the difference.
     """
+    different = difference(stored, given, without_splits=without_splits)
+    if different:
+        raise StudyError(
+            f"study '{stored.name}' exists with other settings ({different}); give this one another name with --name"
+        )
+
+
+def difference(stored: Definition, given: Definition, *, without_splits: bool = False) -> str:
+    """Return in what two definitions are not those of the same study; nothing if they are.
+
+    Args:
+        stored: The study that exists.
+        given: Another one.
+        without_splits: Whether the data of the other one are not known yet.
+    """
     before, now = stored.identity(), given.identity()
+    if not (stored.fingerprint and given.fingerprint):
+        before.pop(FINGERPRINT, None)
+        now.pop(FINGERPRINT, None)
     keys = [key for key in {**before, **now} if not (without_splits and key.endswith(" images"))]
     changed = [key for key in keys if before.get(key) != now.get(key)]
-    if changed:
-        shown = "; ".join(
-            f"{key.replace('_', '-')} {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in changed[:4]
-        )
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise StudyError(
-            f"study '{stored.name}' exists with other settings ({shown}{more}); give this one another name with --name"
-        )
+    shown = "; ".join(
+        f"{key.replace('_', '-')} {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in changed[:4]
+    )
+    return shown + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
 
 
 def _shown(value: Any) -> str:
@@ -210,21 +278,24 @@ def settle(definition: Definition) -> list[str]:
     """Write `study.yaml`, or check the one that is there; return what is worth knowing about it."""
     path = study_folder(definition.name) / "study.yaml"
     if not path.exists():
-        if (path.parent / "journal.log").exists():
+        if (path.parent / "journal.log").exists() and definition.config.storage is None:
             raise StudyError(f"{path} is missing, but there are trials beside it; restore it, or choose another --name")
         fresh = path.with_name("study.yaml.new")
-        fresh.write_text(
-            yaml.safe_dump(definition.content(), sort_keys=False, default_flow_style=None), encoding="utf-8"
-        )
+        fresh.write_text(definition.text(), encoding="utf-8")
         fresh.replace(path)
         return []
     stored = read_definition_of(definition.name)
     refuse_difference(stored, definition)
-    changed = [
-        f"{name} {version} -> {now}"
-        for name, version in stored.versions.items()
-        if name != "python" and (now := importlib.metadata.version(name)) != version
-    ]
+    changed = [f"{name} {was} -> {now}" for name, (was, now) in stored.changed_versions().items() if name != "code"]
     return (
         [f"note: versions changed since the study began ({', '.join(changed)}); numbers may differ"] if changed else []
     )
+
+
+def code_fingerprint() -> str:
+    """Return a hash of the source of this package, the same wherever it is installed."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

@@ -18,7 +18,13 @@ from torch import nn
 from placesearch.config import KINDS, StudyConfig
 from placesearch.costs import CostTable
 from placesearch.costs.latency import ENOUGH, LatencyTable, agreement, latency_table
-from placesearch.definition import Definition, read_definition_of, refuse_difference, study_folder
+from placesearch.definition import (
+    Definition,
+    code_fingerprint,
+    read_definition_of,
+    refuse_difference,
+    study_folder,
+)
 from placesearch.errors import BackboneError, InputError
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
@@ -29,7 +35,7 @@ from placesearch.placement import BlockSetting, Placement
 from placesearch.prices import Prices, flat_axes, limits_of, within_budget
 from placesearch.search.space import SearchSpace, make_space, reference_placements
 from placesearch.search.stopping import milestone_epoch
-from placesearch.training.datasets import inspect_data
+from placesearch.training.datasets import SPLITS, Data, inspect_data
 from placesearch.training.loop import Protocol, pick_precision
 
 SMALLEST_MAP = 4
@@ -78,9 +84,10 @@ class Plan:
     notes: tuple[str, ...]
     limits: dict[str, float] = field(default_factory=dict)
 
-    def with_splits(self, splits: dict[str, int]) -> Self:
-        """Return the plan with the number of images in each split, known once the data are loaded."""
-        return replace(self, definition=replace(self.definition, splits=splits))
+    def with_data(self, data: Data) -> Self:
+        """Return the plan with what is known of the data once they are loaded."""
+        splits = {name: len(data.splits[name].labels) for name in SPLITS}
+        return replace(self, definition=replace(self.definition, splits=splits, fingerprint=data.fingerprint()))
 
     def lines(self, device: torch.device, jobs: int) -> list[str]:
         """Say what is run, and warn where an axis is flat or the last feature map too small to look at."""
@@ -105,20 +112,24 @@ class Plan:
         return lines
 
 
-def prepare(config: StudyConfig, device: torch.device) -> Plan:
+def prepare(config: StudyConfig, device: torch.device, stored: Definition | None = None) -> Plan:
     """Fill in every default and look at backbone and data; nothing is written.
 
-    A study of this name that exists keeps its protocol, its versions and what was counted.
+    A study that exists keeps its protocol, its versions and what was counted.
 
     Args:
         config: What to search.
         device: Where candidates will be trained.
+        stored: The study that exists, if it is known from elsewhere; else one of this name is looked for.
 
     Raises:
         InputError: If something cannot be used, or the study of this name has other settings.
     """
     own_data = config.evaluate is not None and "data" not in config.model_fields_set
-    num_classes, native = OWN_DATA if own_data else inspect_data(config.data)
+    if stored is not None:
+        num_classes, native = stored.num_classes, stored.input_size[1]
+    else:
+        num_classes, native = OWN_DATA if own_data else inspect_data(config.data)
     is_digits = config.data == "digits" and not own_data
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
@@ -202,13 +213,22 @@ def prepare(config: StudyConfig, device: torch.device) -> Plan:
         weights,
         network=network,
         hardware=_hardware(device),
+        device=device.type,
+        code=code_fingerprint(),
     )
     counted: dict[str, list[Any]] = {}
     params = sum(weight.numel() for weight in backbone.parameters())
-    stored = None
-    if (study_folder(definition.name) / "study.yaml").exists():
+    if stored is None and (study_folder(definition.name) / "study.yaml").exists():
         stored = read_definition_of(definition.name)
-        definition = replace(definition, protocol=stored.protocol, versions=stored.versions, hardware=stored.hardware)
+    if stored is not None:
+        definition = replace(
+            definition,
+            protocol=stored.protocol,
+            versions=stored.versions,
+            hardware=stored.hardware,
+            device=stored.device,
+            code=stored.code,
+        )
         counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
     references = reference_placements(every)
     table = CostTable(backbone, input_size, sites=every, counted=counted)

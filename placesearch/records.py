@@ -185,6 +185,7 @@ class StudyBegan:
         references: How many references come first, which say where the long trials are.
         settles: Whether it may end before its limits, because the front has settled.
         settings: By site, the settings to choose from, by which trials are understood.
+        lag: On how many of the last trials a suggestion does not depend.
     """
 
     name: str
@@ -200,6 +201,7 @@ class StudyBegan:
     references: int = 0
     settles: bool = False
     settings: Mapping[str, Sequence[BlockSetting]] = field(default_factory=dict)
+    lag: int = 7
 
 
 @dataclass(frozen=True, slots=True)

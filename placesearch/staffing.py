@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from placesearch.config import StudyConfig
-from placesearch.definition import Definition, study_folder
+from placesearch.definition import Definition
 from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.records import Event, Told
-from placesearch.search.samplers import LAG
 from placesearch.training.datasets import Data, share_data
 
 MEMORY_OF_A_WORKER = 2 * 2**30
@@ -35,20 +35,21 @@ def jobs_for(config: StudyConfig, device: torch.device) -> int:
             return 1
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        jobs = min(cores, LAG + 1, memory // MEMORY_OF_A_WORKER)
+        jobs = min(cores, config.max_jobs, memory // MEMORY_OF_A_WORKER)
     else:
         jobs = config.jobs
     return max(1, min(jobs, config.trials or jobs))
 
 
-def assignment_of(definition: Definition, device: torch.device) -> Assignment:
+def assignment_of(definition: Definition, device: torch.device, folder: Path) -> Assignment:
     """Return what a worker needs to know to evaluate the candidates of a study.
 
     Args:
         definition: The study.
         device: Where to train.
+        folder: Where to keep branches.
     """
-    branches = str(study_folder(definition.name)) if definition.protocol.start == "branch" else None
+    branches = str(folder) if definition.protocol.start == "branch" else None
     return Assignment(
         plain=definition.plain,
         protocol=definition.protocol,
@@ -68,6 +69,7 @@ def staffed(
     evaluate: Evaluate | None,
     workers: Workers,
     watch: Watch,
+    folder: Path,
 ) -> Iterator[Evaluators]:
     """Give what evaluates; if candidates go on from a branch, the first to need it trains the plain network.
 
@@ -78,13 +80,14 @@ def staffed(
         evaluate: The user's own evaluation.
         workers: Who evaluates, unless it is one; then this process does.
         watch: Is told what happens.
+        folder: Where to keep the data that workers share.
     """
     device = torch.device(assignment.device)
     fits = _is_fitted(definition.config, device)
     if workers.size == 1 and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)
         return
-    shared = study_folder(definition.name) / "data.safetensors"
+    shared = folder / "data.safetensors"
     try:
         if data is not None and share_data(data, shared):
             assignment = replace(assignment, shared=str(shared))
@@ -108,7 +111,7 @@ def _fit(workers: Workers, assignment: Assignment, config: StudyConfig, watch: W
     """Give workers their assignment, and find out how many of them fill the GPU. Not run on a GPU yet."""
     device = torch.device(assignment.device)
     watch(Told("measuring how many candidates to train at a time ..."))
-    most = min(LAG + 1, config.trials or LAG + 1)
+    most = min(config.max_jobs, config.trials or config.max_jobs)
 
     def pace(count: int) -> float:
         if count == 1:

@@ -1,10 +1,8 @@
 """Running a study: puts the rooms together, in the order in which data flow."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +11,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from placesearch.config import StudyConfig
-from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
+from placesearch.definition import (
+    STUDIES,
+    Definition,
+    read_definition_of,
+    refuse_difference,
+    settle,
+    shared_definition,
+    study_folder,
+)
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
 from placesearch.evaluation.workers import Evaluators, Workers
 from placesearch.front import front
+from placesearch.interrupts import interrupts_held
 from placesearch.measured import conditions_of, measure_members, with_latencies
 from placesearch.models.architecture import Architecture
 from placesearch.plan import Plan, prepare
@@ -27,15 +34,19 @@ from placesearch.reporting.parquet import write_parquet
 from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
 from placesearch.search.findings import Findings
-from placesearch.search.samplers import LAG, check_sampler
-from placesearch.search.trials import Trials
+from placesearch.search.samplers import check_sampler
+from placesearch.search.trials import Trials, read_shared
 from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
-from placesearch.training.datasets import SPLITS, load_data
+from placesearch.storage_url import StorageUrl
+from placesearch.training.datasets import load_data
 from placesearch.training.loop import pick_device
 from placesearch.verdict.trainings import TrainingFile
 from placesearch.verdict.verdicts import Confirmed, judge
 
 REPORTS = Path("reports")
+
+LOOK_SECONDS = 1.0
+"""How often a process looks at what others do in a shared study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +154,7 @@ def open_study(name: str) -> Callable[[], Study]:
     if name not in known:
         raise StudyError(f"no study '{name}' in {STUDIES}/; there are: {', '.join(known) or 'none'}")
     definition = read_definition_of(name)
-    trials = _trials(definition.config)
+    trials = open_trials(definition.config, nobody, make=False)
     return lambda: _study(definition, trials)
 
 
@@ -184,7 +195,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         jobs = jobs_for(config, device)
     with Workers(jobs, None, watch) as workers:
         if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
-            workers.hire(min(jobs, LAG + 1))  # they import torch while this process plans, which must measure nothing
+            workers.hire(jobs)  # they import torch while this process plans, which must measure nothing
         return _run(config, here, device, workers, watch)
 
 
@@ -199,52 +210,34 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         watch: Is told what happens.
     """
     plan = prepare(config, device)
+    if config.storage is not None and (stored := stored_definition(plan.definition.name, config.storage)) is not None:
+        plan = prepare(config, device, stored)
     config = plan.definition.config
     data = None
     if here is None:
         data = load_data(config.data, plan.definition.input_size[1])
-        plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
+        plan = plan.with_data(data)
     definition = plan.definition
     jobs = workers.size = min(workers.size, config.trials or workers.size)
     with owned(definition.name):
         notes = settle(definition)
-        trials = _trials(config)
-        costs = [name for name in config.objectives if name != "accuracy"]
-        trials.begin(
-            plan.space,
-            plan.references,
-            config.sampler,
-            config.seed,
-            lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
-            config.long_epochs or None,
-            plan.limits,
-            definition.protocol.epochs if config.stop_early else None,
-        )
+        trials = open_trials(config, watch)
+        share(trials, definition)
+        begin(trials, plan)
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
-        watch(
-            StudyBegan(
-                name=definition.name,
-                finished=before,
-                trials=config.trials,
-                seconds_left=config.timeout,
-                jobs=jobs,
-                objectives=config.objectives,
-                lines=(*plan.lines(device, jobs), *notes),
-                epochs=definition.protocol.epochs,
-                long_epochs=config.long_epochs or None,
-                references=len(plan.references),
-                settles=config.until is not None,
-                settings=definition.subject().settings,
-            )
-        )
+        watch(study_began(plan, before, jobs, (*plan.lines(device, jobs), *notes)))
         with nothing_lost(definition.name, "trial", lambda: _study(definition, trials)):
-            assignment = assignment_of(definition, device)
-            if assignment.branches and not any(study_folder(definition.name).glob("branch-*.safetensors")):
+            folder = study_folder(definition.name)
+            assignment = assignment_of(definition, device, folder)
+            if assignment.branches and not any(folder.glob("branch-*.safetensors")):
                 watch(Told("the first trials train the plain network up to the branch point, from where all go on"))
-            with staffed(assignment, definition, data, here, workers, watch) as evaluators:
+            with (
+                working_on(trials, config),
+                staffed(assignment, definition, data, here, workers, watch, folder) as evaluators,
+            ):
                 del data
-                ended = _search(plan, trials, evaluators, watch, began)
+                ended = search(plan, trials, evaluators, watch, began)
             seconds, jobs = time.monotonic() - began, workers.size
             measure_members(definition, _study(definition, trials).front, device, lambda line: watch(Told(line)))
         study = _study(definition, trials)
@@ -252,6 +245,95 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         study = replace(study, ended=ended, seconds=seconds, training_share=training / (seconds * jobs))
         study.write_report()
     return study
+
+
+def stored_definition(name: str, storage: StorageUrl) -> Definition | None:
+    """Read what a shared storage holds of a study; None if there is no such study."""
+    text = read_shared(storage, name)
+    return None if text is None else shared_definition(text, storage)
+
+
+def adopt(name: str, storage: StorageUrl) -> None:
+    """Make a study that other machines work on known here, so that its reports can be written here.
+
+    Raises:
+        StudyError: If the storage holds no such study, or there is another study of this name here.
+    """
+    definition = stored_definition(name, storage)
+    if definition is None:
+        raise StudyError(f"no study '{name}' in {storage.shown}")
+    with owned(name):
+        settle(definition)
+
+
+def share(trials: Trials, definition: Definition) -> None:
+    """Keep a study's definition beside its trials if they are shared; refuse trials of another study.
+
+    Raises:
+        StudyError: If the trials belong to a study with other settings.
+    """
+    storage = definition.config.storage
+    if storage is None:
+        return
+    text = trials.definition()
+    if text is None:
+        trials.define(definition.shared_text())
+    else:
+        refuse_difference(shared_definition(text, storage), definition)
+
+
+def begin(trials: Trials, plan: Plan) -> None:
+    """Prepare the trials of a study for being asked what to do."""
+    definition = plan.definition
+    config = definition.config
+    costs = [name for name in config.objectives if name != "accuracy"]
+    trials.begin(
+        plan.space,
+        plan.references,
+        config.sampler,
+        config.seed,
+        lambda site, setting: [plan.prices.added(name, site, setting) for name in costs],
+        config.long_epochs or None,
+        plan.limits,
+        definition.protocol.epochs if config.stop_early else None,
+        config.lag,
+    )
+
+
+def study_began(plan: Plan, before: tuple[TrialRecord, ...], jobs: int, lines: tuple[str, ...]) -> StudyBegan:
+    """Return what those who watch are told at the beginning of a search."""
+    definition = plan.definition
+    config = definition.config
+    return StudyBegan(
+        name=definition.name,
+        finished=before,
+        trials=config.trials,
+        seconds_left=config.timeout,
+        jobs=jobs,
+        objectives=config.objectives,
+        lines=lines,
+        epochs=definition.protocol.epochs,
+        long_epochs=config.long_epochs or None,
+        references=len(plan.references),
+        settles=config.until is not None,
+        settings=definition.subject().settings,
+        lag=config.lag,
+    )
+
+
+@contextmanager
+def working_on(trials: Trials, config: StudyConfig) -> Iterator[None]:
+    """Let other processes work on a shared study until the end of the block; then leave to them what was not ended."""
+    goal = {"trials": config.trials, "until": config.until, "open": True}
+    if trials.is_shared:
+        trials.aim(goal)
+    try:
+        yield
+    finally:
+        trials.leave()
+        if trials.is_shared:
+            with suppress(StudyError):  # the storage is away; others will end as it does not answer
+                trials.aim(goal | {"open": False})
 
 
 def _study(definition: Definition, trials: Trials) -> Study:
@@ -264,42 +346,69 @@ def _study(definition: Definition, trials: Trials) -> Study:
     return Study(subject, tuple(records), subject.find(records), confirmed)
 
 
-def _search(plan: Plan, trials: Trials, evaluators: Evaluators, watch: Watch, began: float) -> str:
-    """Run trials until a limit is met; return which one."""
+def search(
+    plan: Plan,
+    trials: Trials,
+    evaluators: Evaluators,
+    watch: Watch,
+    began: float,
+    called_off: Callable[[], str] = lambda: "",
+) -> str:
+    """Run trials until a limit is met; return which one.
+
+    Args:
+        plan: What to do.
+        trials: The trials of the study; others may work on them, too, if they are shared.
+        evaluators: Who evaluates.
+        watch: Is told what happens, also elsewhere.
+        began: When this process began, by `time.monotonic`.
+        called_off: Returns why no other trial is to be begun; nothing if there is no reason.
+    """
     config, epochs = plan.definition.config, plan.definition.protocol.epochs
     subject = plan.definition.subject()
     records = trials.records()
+    known = {record.trial for record in records}
     running: set[int] = set()
     while True:
-        ended = ""
-        while len(running) < evaluators.size and not (ended or trials.must_wait()):
-            ended = _limit(config, records, len(running), began, trials.next_epochs() or epochs)
+        ended = called_off()
+        while len(running) < evaluators.size and not ended:
+            ended = _limit(config, records, began, trials.next_epochs() or epochs)
             if not ended and config.until and trials.is_settled():
                 ended = "the front has settled"
-            if ended:
-                break
-            with interrupts_held():
-                task = trials.ask()
+            task = None if ended else trials.ask(config.trials)
             if task is None:
-                ended = "every placement of the search space was tried"
                 break
             running.add(task.trial)
             evaluators.submit(task)
             watch(TrialBegan(task, task.epochs or epochs))
-        if not running:
-            return ended
-        for evaluated in evaluators.results():
-            record = replace(evaluated, **plan.prices.of(evaluated.placement))
-            with interrupts_held():
-                trials.complete(record, found_architecture(subject, record).to_yaml())
+        if running:
+            results = evaluators.results(LOOK_SECONDS if trials.is_shared else None)
+        else:
+            if ended or trials.is_over(config.trials):
+                return ended or _nothing_left(config, trials)
+            results = []
+            time.sleep(LOOK_SECONDS)  # until a trial ends elsewhere, or whoever has it is found to be gone
+        fresh = [replace(evaluated, **plan.prices.of(evaluated.placement)) for evaluated in results]
+        for record in fresh:
+            trials.complete(record, found_architecture(subject, record).to_yaml())
             running.discard(record.trial)
+        if trials.is_shared:
+            fresh = [record for record in trials.records() if record.trial not in known]
+        for record in fresh:
+            known.add(record.trial)
             records.append(record)
             watch(TrialEnded(record))
 
 
-def _limit(config: StudyConfig, records: list[TrialRecord], running: int, began: float, epochs: int) -> str:
+def _nothing_left(config: StudyConfig, trials: Trials) -> str:
+    if config.trials is not None and trials.count() >= config.trials:
+        return f"the study has its {config.trials} trials"
+    return "every placement of the search space was tried"
+
+
+def _limit(config: StudyConfig, records: list[TrialRecord], began: float, epochs: int) -> str:
     """Return which limit forbids another trial, if one does; one that would not end in time is not begun."""
-    if config.trials is not None and len(records) + running >= config.trials:
+    if config.trials is not None and len(records) >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
         usual = epochs * seconds_an_epoch(records, epochs)
@@ -325,8 +434,10 @@ def device_named(name: str) -> torch.device:
         raise InputError(str(error)) from None
 
 
-def _trials(config: StudyConfig) -> Trials:
-    return Trials(study_folder(str(config.name)) / "journal.log", str(config.name), config.objectives)
+def open_trials(config: StudyConfig, watch: Watch, *, make: bool = True) -> Trials:
+    """Open the trials of a study, in its journal or in its shared storage."""
+    where = config.storage or study_folder(str(config.name)) / "journal.log"
+    return Trials(where, str(config.name), config.objectives, lambda line: watch(Told(line)), make=make)
 
 
 @contextmanager
@@ -380,19 +491,3 @@ def nothing_lost(name: str, what: str, study: Callable[[], Study]) -> Iterator[N
             f"cannot write to {study_folder(name)}: {error.strerror}; every finished {what} is kept, the same "
             "command goes on"
         ) from None
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, so that no record is written by half."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,31 @@ def browser():
         launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+def _served(kind):
+    """A server of one's own, from its start to its end."""
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install -e '.[postgresql,mysql]'")
+    pytest.importorskip("pymysql", reason="needs pymysql: pip install -e '.[postgresql,mysql]'")
+    import servers
+
+    folder = Path(tempfile.mkdtemp(prefix="server-"))  # a short path that another user may enter
+    folder.chmod(0o755)
+    try:
+        server = getattr(servers, kind)(folder)
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of one's own; tests that need one skip without its programs."""
+    yield from _served("Postgres")
+
+
+@pytest.fixture(scope="session")
+def mariadb():
+    """The same of MariaDB."""
+    yield from _served("MariaDB")

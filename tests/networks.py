@@ -1,6 +1,8 @@
 """Small networks for tests; also copied into folders in which the command line runs, as a user's own module."""
 
+import hashlib
 import os
+import time
 
 import torch
 from torch import Tensor, nn
@@ -162,3 +164,13 @@ class Still(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0 * self.weight[:, None, None]
+
+
+def scored(candidate):
+    """Need no training: always the same score for a placement and seed; write down what is scored if asked to."""
+    if "EVALUATED" in os.environ:
+        with open(os.environ["EVALUATED"], "a") as log:  # noqa: PTH123
+            log.write(f"{candidate.placement}/{candidate.seed}\n".replace(" ", "+"))
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    luck = int(hashlib.sha256(f"{candidate.placement} {candidate.seed}".encode()).hexdigest()[:8], 16) / 2**32
+    return 0.5 + 0.02 * len(candidate.placement) + 0.05 * luck

@@ -73,3 +73,22 @@ def test_a_damaged_study_file_is_refused_in_one_line(tmp_path, text, says):
         read_definition(path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_more_jobs_than_a_study_allows_are_refused_and_one_can_allow_more():
+    with pytest.raises(
+        InputError, match="jobs: 9 is no number of workers here; expected 1 to 8, or auto; .*--max-jobs 9"
+    ):
+        StudyConfig(backbone="resnet18", jobs="9")
+    assert StudyConfig(backbone="resnet18", jobs="9", max_jobs=9).jobs == 9
+    assert [StudyConfig(backbone="resnet18", max_jobs=most).lag for most in (1, 4, 8, 9, 100)] == [0, 3, 7, 17, 199]
+
+
+def test_a_password_is_in_no_text_of_a_config():
+    config = StudyConfig(backbone="resnet18", storage="postgresql://ann:hunter2@db.example/studies")
+    assert config.plain()["storage"] == "postgresql://ann@db.example/studies"
+    assert "hunter2" not in repr(config) + str(config) + config.model_dump_json() + str(config.model_dump())
+    assert StudyConfig(**config.plain()).storage.shown == config.storage.shown
+    with pytest.raises(InputError) as caught:
+        StudyConfig(backbone="resnet18", storage="postgres://ann:hunter2@db.example/studies")
+    assert "hunter2" not in str(caught.value)

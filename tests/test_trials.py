@@ -129,8 +129,8 @@ def test_suggestions_do_not_depend_on_how_many_trials_run_at_a_time(tmp_path, sa
     one = go_on(opened(tmp_path / "one", sampler), 30)
     trials, running = opened(tmp_path / "eight", sampler), []
     while len(trials.records()) < 30:
-        while len(running) < 8 and not trials.must_wait() and len(trials.records()) + len(running) < 30:
-            running.append(trials.ask())
+        while len(running) < 8 and (asked := trials.ask(30)) is not None:
+            running.append(asked)
         trials.complete(finished(running.pop()))
     assert [(record.trial, str(record.placement)) for record in trials.records()] == one
 
@@ -316,8 +316,8 @@ def test_a_front_settles_at_the_same_trial_however_many_run_at_a_time(tmp_path):
         folder.mkdir()
         trials, running = opened(folder, "additive"), []
         while True:
-            while len(running) < at_a_time and not trials.must_wait() and not trials.is_settled():
-                running.append(trials.ask())
+            while len(running) < at_a_time and not trials.is_settled() and (asked := trials.ask()) is not None:
+                running.append(asked)
             if not running:
                 break
             trials.complete(scored(running.pop()))
@@ -356,8 +356,8 @@ def test_what_is_stopped_does_not_depend_on_how_many_run_at_a_time_or_on_interru
         one.complete(stopped_or_finished(one.ask()))
     many, running = stopping(tmp_path / "many", sampler), []
     while len(many.records()) < 34:
-        while len(running) < 8 and not many.must_wait() and len(many.records()) + len(running) < 34:
-            running.append(many.ask())
+        while len(running) < 8 and (asked := many.ask(34)) is not None:
+            running.append(asked)
         many.complete(stopped_or_finished(running.pop()))
         if len(many.records()) % 9 == 0:
             many, running = stopping(tmp_path / "many", sampler), []

@@ -15,6 +15,7 @@ import click
 
 from placesearch.cli.exporting import export_command
 from placesearch.cli.result import show_result
+from placesearch.cli.sharing import not_public, storage_given, worker_command
 from placesearch.cli.training_commands import train_command, transfer_command
 from placesearch.cli.view import make_view, show_comparison, show_sites, show_studies
 from placesearch.config import StudyConfig, read_definition
@@ -30,7 +31,7 @@ from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 from placesearch.plan import device_name
 from placesearch.reporting.tables import comparison_frame, sites_frame
-from placesearch.study import device_named, load_study, run, study_names
+from placesearch.study import adopt, device_named, load_study, run, study_names
 from placesearch.training.loop import pick_precision
 
 _OPTIONS: dict[str, tuple[str, str]] = {
@@ -70,7 +71,17 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "N|auto",
         "Trials at a time, at most 8; results stay the same.  [default: auto: one a core, on a GPU measured]",
     ),
+    "max_jobs": (
+        "N",
+        "The most trials at a time that the study will ever have, on all machines; a suggestion follows from all "
+        "trials but the last N-1 (2N-1 above 8).  [default: 8]",
+    ),
     "device": ("NAME", "auto, cpu, cuda, cuda:1, ...  [default: auto]"),
+    "storage": (
+        "URL",
+        "Keep the trials in a database, so that other machines can work on them: postgresql://user@host/database, "
+        "mysql://..., sqlite:///FILE, grpc://host:port.  [default: $PLACESEARCH_STORAGE, or a file]",
+    ),
 }
 
 
@@ -114,6 +125,8 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
             if isinstance(code, str) and names_code(code) and code not in allow:
                 raise InputError(f"{study} names code, '{code}'; if you trust it, add --allow {code}")
     values |= {name: value for name, value in options.items() if value is not None}
+    if (storage := storage_given(options["storage"], values.get("storage"))) is not None:
+        values["storage"] = storage
     if "backbone" not in values:
         raise InputError("no backbone given; try --backbone resnet18")
     try:
@@ -223,8 +236,11 @@ def confirm_command(
 @cli.command("report")
 @click.argument("study")
 @click.option("--parquet", is_flag=True, help="Write each table as Parquet, too; needs pyarrow.")
-def report_command(study: str, parquet: bool) -> None:
+@click.option("--storage", metavar="URL", help="Where the study's trials are, if it was begun on another machine.")
+def report_command(study: str, parquet: bool, storage: str | None) -> None:
     """Write the reports of STUDY again."""
+    if storage is not None:
+        adopt(study, not_public(storage))
     found = load_study(study)
     found.write_report(parquet=parquet)
     show_result(found)
@@ -252,6 +268,7 @@ def studies_command() -> None:
     show_studies([load_study(name) for name in study_names()])
 
 
+cli.add_command(worker_command)
 cli.add_command(train_command)
 cli.add_command(transfer_command)
 cli.add_command(export_command)

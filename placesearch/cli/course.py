@@ -10,7 +10,6 @@ from itertools import count, islice
 from statistics import fmean
 
 from placesearch.records import Event, StepEnded, StudyBegan, TrialBegan, TrialEnded, TrialRecord, seconds_an_epoch
-from placesearch.search.samplers import LAG
 from placesearch.search.suggesting import long_number
 
 LATEST = 16
@@ -235,7 +234,7 @@ def _keep(seconds_of: dict[int, deque[float]], epochs: int | None, seconds: floa
 
 def _must_wait(study: StudyBegan, running: list[tuple[float, int]], position: int) -> bool:
     """Tell whether a trial may not begin yet because its suggestion may depend on one that runs."""
-    return study.split != "test" and any(other < position - LAG for _, other in running)
+    return study.split != "test" and any(other < position - study.lag for _, other in running)
 
 
 def _epochs_at(study: StudyBegan, position: int) -> int:

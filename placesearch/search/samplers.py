@@ -42,7 +42,7 @@ PLACEMENT = "placement"
 """Name of the trial attribute that holds the text of the placement."""
 
 LAG = 7
-"""A suggestion never depends on the last so many trials; so it is the same for one worker and for LAG + 1."""
+"""On how many of the last trials a suggestion does not depend; so it is the same for one worker and for LAG + 1."""
 
 SETTLED = 0.9
 """The front has settled when it is expected to reach this share of the best one's area above the plain network."""
@@ -71,6 +71,7 @@ def make_sampler(
     added: Added,
     references: Sequence[Placement],
     long_epochs: int | None = None,
+    lag: int = LAG,
 ) -> BaseSampler:
     """Return a sampler whose suggestions depend on the study alone.
 
@@ -81,14 +82,15 @@ def make_sampler(
         added: What a block adds at a site to each cost that is an objective.
         references: Placements that are evaluated whether the space holds them or not.
         long_epochs: How long the longer trainings are; None if all are equally long.
+        lag: On how many of the last trials a suggestion does not depend.
 
     Raises:
         InputError: If there is no such sampler.
     """
     check_sampler(name)
     if name == "additive":
-        return AdditiveSampler(seed, space, added, references, long_epochs)
-    return UntriedSampler(OF_OPTUNA[name], seed, space)
+        return AdditiveSampler(seed, space, added, references, long_epochs, lag)
+    return UntriedSampler(OF_OPTUNA[name], seed, space, lag)
 
 
 class _Earlier(optuna.Study):
@@ -116,10 +118,11 @@ class UntriedSampler(BaseSampler):
         make: Makes the inner sampler from a seed.
         seed: The study's seed.
         space: What there is to choose from.
+        lag: On how many of the last trials a suggestion does not depend.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int, space: SearchSpace) -> None:
-        self._make, self._seed, self._space = make, seed, space
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int, space: SearchSpace, lag: int = LAG) -> None:
+        self._make, self._seed, self._space, self._lag = make, seed, space, lag
         self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -130,7 +133,7 @@ class UntriedSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Suggest a choice for each site. The space has to hold a placement that is untried."""
-        earlier = _Earlier(study, trial.number - LAG)
+        earlier = _Earlier(study, trial.number - self._lag)
         tried = {
             other.user_attrs[PLACEMENT]
             for other in study.get_trials(deepcopy=False)
@@ -170,6 +173,7 @@ class AdditiveSampler(BaseSampler):
         added: What a block adds at a site to each cost that is an objective.
         references: Placements that are evaluated whether the space holds them or not.
         long_epochs: How long the longer trainings are; None if all are equally long.
+        lag: On how many of the last trials a suggestion does not depend.
     """
 
     def __init__(
@@ -179,8 +183,9 @@ class AdditiveSampler(BaseSampler):
         added: Added,
         references: Sequence[Placement],
         long_epochs: int | None = None,
+        lag: int = LAG,
     ) -> None:
-        self._seed, self._space, self._added, self._long_epochs = seed, space, added, long_epochs
+        self._seed, self._space, self._added, self._long_epochs, self._lag = seed, space, added, long_epochs, lag
         self._references = len(references)
         self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
         choices = {
@@ -242,7 +247,7 @@ class AdditiveSampler(BaseSampler):
                 continue
             placement, costs = self._read(other.user_attrs[PLACEMENT])
             tried[placement] = costs
-            if other.number >= position - LAG:
+            if other.number >= position - self._lag:
                 last.add(placement)
             elif other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 seen = other.user_attrs

@@ -1,13 +1,14 @@
 """The trials of a study: what to evaluate next, and the record of what was evaluated.
 
 A trial's position is its Optuna number. A trial that a killed process left behind is taken up again under its own
-number with its own placement, so a position is never lost and never doubled.
+number with its own placement, so a position is never lost and never doubled. What a position gets follows from the
+study and the trials before it, whoever asks; so any number of processes may ask, each for positions of its own.
 """
 
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -16,23 +17,33 @@ from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from placesearch.errors import StudyError
+from placesearch.interrupts import interrupts_held
 from placesearch.placement import Placement
 from placesearch.records import DIRECTIONS, Milestone, Task, TrialRecord
-from placesearch.search.journal import at_once, open_journal
+from placesearch.search.claims import Claims, Owner
 from placesearch.search.samplers import LAG, PLACEMENT, AdditiveSampler, make_sampler
 from placesearch.search.space import Added, SearchSpace
 from placesearch.search.stopping import Ended, milestone, milestone_epoch
+from placesearch.search.storage import at_once, open_storage, patiently
 from placesearch.search.suggesting import long_number
+from placesearch.storage_url import StorageUrl
 
 _MEASURED = tuple(
     field.name for field in fields(TrialRecord) if field.name not in ("trial", "state", "placement", "reference")
 )
+DEFINITION, GOAL = "placesearch:definition", "placesearch:goal"
+"""Names of the study's attributes that tell other processes what it is, and until when they are to work on it."""
+
+PIECE = 16_000
+"""Characters of a piece of a definition; MySQL takes 65,535 bytes."""
+
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -45,33 +56,84 @@ class Trials:
     """The stored trials of a study.
 
     Args:
-        path: The journal file; made if it does not exist.
+        where: The journal file, of which this process is the only writer, or the address of a storage that is shared.
+            Made if it does not exist.
         name: The study's name.
         objectives: Names of the objectives, in the order of the values of a trial.
+        tell: Is told when a shared storage does not answer.
+        make: Whether to make the study if a shared storage does not hold it.
 
     Raises:
-        StudyError: If the journal is damaged or holds another study.
+        InputError: If a shared storage cannot be reached.
+        StudyError: If the journal is damaged or holds another study, or a shared storage does not hold it.
     """
 
-    def __init__(self, path: Path, name: str, objectives: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        where: Path | StorageUrl,
+        name: str,
+        objectives: tuple[str, ...],
+        tell: Callable[[str], None] = lambda _: None,
+        *,
+        make: bool = True,
+    ) -> None:
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        self._objectives, self._artifacts = objectives, artifacts_beside(path)
-        storage = open_journal(path, JournalStorage)
+        logging.getLogger("optuna.storages").setLevel(logging.ERROR)  # a lost connection is told by `patiently`
+        self._objectives, self._tell = objectives, tell
+        self._artifacts = artifacts_beside(where) if isinstance(where, Path) else None
+        self._storage = open_storage(where)
+        self._claims = None if isinstance(where, Path) else Claims(self._storage, Owner.this_process())
+        self._records: dict[int, TrialRecord] = {}
         try:
-            if any(study.study_name == name for study in storage.get_all_studies()):
-                self._study = optuna.load_study(storage=storage, study_name=name)
-            else:
-                with at_once(storage):
-                    directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives]
-                    self._study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-                    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                        self._study.set_metric_names(list(objectives))
+            if not _holds(self._storage, name):
+                if not make and not isinstance(where, Path):
+                    raise StudyError(f"no study '{name}' in {where.shown}")
+                _create(self._storage, name, objectives)
+            self._study = optuna.load_study(storage=self._storage, study_name=name)
+        except StudyError:
+            raise
         except (KeyError, ValueError, AttributeError, TypeError) as error:
-            raise StudyError(f"{path} is damaged: Optuna cannot read it ({type(error).__name__}: {error})") from None
+            raise StudyError(
+                f"{where} is damaged: Optuna cannot read it ({type(error).__name__}: {error})"
+                if isinstance(where, Path)
+                else f"{where.shown} holds something that Optuna cannot read ({type(error).__name__})"
+            ) from None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may work on the study."""
+        return self._claims is not None
+
+    def definition(self) -> str | None:
+        """Return the definition that is kept beside the trials; None if there is none."""
+        return _definition(patiently(lambda: self._storage.get_study_system_attrs(self._study._study_id), self._tell))
+
+    def define(self, text: str) -> None:
+        """Keep the definition of the study beside its trials, for processes on other machines."""
+        parts = [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
+        for number, part in enumerate(parts):
+            self._set(f"{DEFINITION}:{number}", part)
+        self._set(DEFINITION, len(parts))
+
+    def goal(self) -> Mapping[str, Any]:
+        """Return until when other processes are to work on the study, as `aim` has set it."""
+        stored = patiently(lambda: self._storage.get_study_system_attrs(self._study._study_id), self._tell)
+        return dict(stored.get(GOAL, {}))
+
+    def aim(self, goal: Mapping[str, Any]) -> None:
+        """Tell other processes until when they are to work on the study."""
+        self._set(GOAL, dict(goal))
+
+    def _set(self, name: str, value: Any) -> None:
+        patiently(lambda: self._storage.set_study_system_attr(self._study._study_id, name, value), self._tell)
 
     def records(self) -> list[TrialRecord]:
         """Return the trials that ended by themselves, in order of position."""
-        return [_record(trial) for trial in self._all() if trial.state in _FINISHED]
+        ended = [trial for trial in patiently(self._all, self._tell) if trial.state in _FINISHED]
+        for trial in ended:
+            if trial.number not in self._records:
+                self._records[trial.number] = _record(trial)
+        return [self._records[trial.number] for trial in ended]
 
     def begin(
         self,
@@ -83,6 +145,7 @@ class Trials:
         long_epochs: int | None = None,
         limits: Mapping[str, float] | None = None,
         stopped_epochs: int | None = None,
+        lag: int = LAG,
     ) -> None:
         """Prepare for `ask`.
 
@@ -96,67 +159,173 @@ class Trials:
                 references once more.
             limits: The most that a candidate may cost, by the name of the cost; told to Optuna as constraints.
             stopped_epochs: How long the other trials are trained, if hopeless ones are stopped early; None if none are.
+            lag: On how many of the last trials a suggestion does not depend.
 
         Raises:
             InputError: If there is no such sampler.
         """
         self._space, self._references, self._long_epochs, self._seed = space, references, long_epochs, seed
-        self._running: set[int] = set()
-        self._limits = dict(limits or {})
+        self._claimed, self._running = set[int](), set[int]()
+        self._limits, self._lag = dict(limits or {}), lag
         self._added, self._stopped_epochs = added, stopped_epochs
         self._costs: dict[str, tuple[float, ...]] = {}
-        self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs)
+        self._distributions = {site: CategoricalDistribution(texts) for site, texts in space.choices.items()}
+        self._study.sampler = make_sampler(sampler, seed, space, added, tuple(references.values()), long_epochs, lag)
+        if self._claims is not None:
+            self._claims.keep_beating()
 
-    def must_wait(self) -> bool:
-        """Tell whether a trial has to end first, on which the next suggestion may depend."""
-        return bool(self._running) and min(self._running) < len(self._all()) - LAG
+    def ask(self, most: int | None = None) -> Task | None:
+        """Return the next trial to run; None if another one has to end first, or if nothing is left to begin.
 
-    def ask(self) -> Task | None:
-        """Return the next trial to run, None if every placement of the space was tried; it is stored as a whole.
+        First come trials that were begun and lost, then the references, then suggestions of the sampler. A placement
+        that had trials of this length before is repeated, under the study's seed plus the number of these. Of a study
+        in a journal one process at a time may ask, of a shared one any number.
 
-        First come trials that were begun and lost, then the references, then suggestions of the sampler. One process
-        at a time may ask. Ask only while not `must_wait()`. A placement that had trials of this length before is
-        repeated, under the study's seed plus the number of these.
+        Args:
+            most: Positions from this one on are not begun.
+
+        Raises:
+            StudyError: If a shared storage does not answer for long.
         """
-        with at_once(self._study._storage):
-            return self._ask()
+        if self._claims is not None:
+            return patiently(lambda: self._ask(most), self._tell)
+        with interrupts_held(), at_once(self._storage):
+            return self._ask(most)
 
-    def _ask(self) -> Task | None:
+    def _ask(self, most: int | None) -> Task | None:
         trials = self._all()
-        lost = next((t for t in trials if t.state == TrialState.RUNNING and t.number not in self._running), None)
-        if lost is not None:
-            trial = optuna.trial.Trial(self._study, lost._trial_id)
-        else:
-            if not any(trial.state == TrialState.WAITING for trial in trials):
-                again = self._long_number(len(trials))
-                if len(trials) < len(self._references):
-                    self._enqueue(*list(self._references.items())[len(trials)])
-                elif again is not None and again < len(self._references):
-                    self._enqueue(*list(self._references.items())[again])
-                elif self._is_exhausted(trials):
-                    return None
-            trial = self._study.ask()
-        attributes = trial.user_attrs
-        if "reference" not in attributes or self._space.chosen(Placement.parse(attributes[PLACEMENT])) is not None:
-            chosen = {site: trial.suggest_categorical(site, texts) for site, texts in self._space.choices.items()}
-            if PLACEMENT not in attributes:
-                trial.set_user_attr(PLACEMENT, str(self._space.placement(chosen)))
-        attributes = trial.user_attrs
-        self._running.add(trial.number)
-        placement, reference = Placement.parse(attributes[PLACEMENT]), attributes.get("reference")
-        epochs = self._epochs_at(trial.number)
+        self._take_lost(trials[:most])
+        if not self._claimed:
+            self._take_next(trials, most)
+        if not self._claimed:
+            return None
+        number, trials = min(self._claimed), self._all()
+        if self._must_wait(number, trials):  # others were faster, and this is a later position than it seemed
+            return None
+        for earlier in trials[:number]:
+            if PLACEMENT not in earlier.user_attrs:  # whoever has begun it has not come so far, or was killed
+                self._place(earlier)
+                trials = self._all()
+        trial = trials[number]
+        if PLACEMENT not in trial.user_attrs and self._planned(number) is None and self._is_exhausted(trials[:number]):
+            self._give_back(trial)
+            return None
+        with nullcontext() if self._claims is None else at_once(self._storage):
+            placement, reference = self._place(trial)
+            self._write_parameters(trial, placement)
+        self._claimed.discard(number)
+        self._running.add(number)
+        epochs, text = self._epochs_at(number), str(placement)
         repeated = sum(
-            earlier.user_attrs.get(PLACEMENT) == attributes[PLACEMENT] and self._epochs_at(earlier.number) == epochs
-            for earlier in trials[: trial.number]
+            earlier.user_attrs[PLACEMENT] == text and self._epochs_at(earlier.number) == epochs
+            for earlier in trials[:number]
         )
         seed = self._seed + repeated if repeated else None
-        looked_at = self._milestone(trial.number, attributes, stops=reference is None and not repeated)
-        return Task(trial.number, placement, reference, epochs, seed, milestone=looked_at)
+        looked_at = self._milestone(number, text, trials, stops=reference is None and not repeated)
+        return Task(number, placement, reference, epochs, seed, milestone=looked_at)
 
-    def _milestone(self, position: int, attributes: Mapping[str, Any], *, stops: bool) -> Milestone | None:
+    def _take_lost(self, trials: list[FrozenTrial]) -> None:
+        """Take over a trial that was begun by a process which is gone, if there is one."""
+        if self._claims is not None:
+            lost = self._claims.lost(trials)
+        else:
+            own = self._claimed | self._running
+            lost = next((t for t in trials if t.state == TrialState.RUNNING and t.number not in own), None)
+        if lost is not None:
+            self._claimed.add(lost.number)
+
+    def _take_next(self, trials: list[FrozenTrial], most: int | None) -> None:
+        """Begin the next position, unless it has to wait or nothing is left."""
+        while True:
+            waiting = next((trial for trial in trials if trial.state == TrialState.WAITING), None)
+            number = len(trials) if waiting is None else waiting.number
+            if (most is not None and number >= most) or self._must_wait(number, trials):
+                return
+            if self._planned(number) is None and self._is_exhausted(trials[:number]):
+                return
+            if waiting is None:
+                self._storage.create_new_trial(self._study._study_id, create_trial(state=TrialState.WAITING))
+            elif self._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+                self._claimed.add(number)
+                if self._claims is not None:
+                    with at_once(self._storage):
+                        self._claims.begin(waiting)
+                return
+            trials = self._all()
+
+    def _give_back(self, trial: FrozenTrial) -> None:
+        """Leave a position to whoever wants it."""
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+        self._claimed.discard(trial.number)
+        self._running.discard(trial.number)
+        if self._claims is not None:
+            self._claims.end(trial)
+
+    def _must_wait(self, number: int, trials: list[FrozenTrial]) -> bool:
+        """Tell whether a trial has to end first, on which what a position gets may depend."""
+        return not all(trial.state.is_finished() for trial in trials[: max(0, number - self._lag)])
+
+    def _planned(self, number: int) -> tuple[str, Placement] | None:
+        """Return the reference that a position is to evaluate, and its name; None if the sampler suggests."""
+        again = self._long_number(number)
+        index = number if number < len(self._references) else again
+        return list(self._references.items())[index] if index is not None and index < len(self._references) else None
+
+    def _place(self, trial: FrozenTrial) -> tuple[Placement, str | None]:
+        """Return what a position evaluates, and as which reference, and write it down if that was not done yet.
+
+        Those before it have to be placed already. It is the same whoever does it, so it does no harm if two do.
+        """
+        if PLACEMENT in trial.user_attrs:
+            return Placement.parse(trial.user_attrs[PLACEMENT]), trial.user_attrs.get("reference")
+        reference = None
+        if (planned := self._planned(trial.number)) is not None:
+            reference, placement = planned
+            self._storage.set_trial_user_attr(trial._trial_id, "reference", reference)
+        else:
+            chosen = self._study.sampler.sample_relative(self._study, trial, dict(self._distributions))
+            placement = self._space.placement(chosen)
+        self._storage.set_trial_user_attr(trial._trial_id, PLACEMENT, str(placement))
+        return placement, reference
+
+    def _write_parameters(self, trial: FrozenTrial, placement: Placement) -> None:
+        """Write a placement as Optuna's parameters; one that the space does not hold has none."""
+        for site, text in (self._space.chosen(placement) or {}).items():
+            if site not in trial.params:
+                choices = self._distributions[site]
+                self._storage.set_trial_param(trial._trial_id, site, choices.to_internal_repr(text), choices)
+
+    def count(self) -> int:
+        """Return how many trials have begun, by whatever process."""
+        return sum(trial.state != TrialState.WAITING for trial in patiently(self._all, self._tell))
+
+    def is_over(self, most: int | None = None) -> bool:
+        """Tell whether all trials have ended and no other one may begin.
+
+        Args:
+            most: Positions from this one on are not begun.
+        """
+        trials = patiently(self._all, self._tell)[:most]
+        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+        if not all(trial.state.is_finished() for trial in begun):
+            return False
+        return (most is not None and len(begun) >= most) or self._is_exhausted(begun)
+
+    def leave(self) -> None:
+        """Leave to other processes what this one has begun and not ended; of a journal, to its next run."""
+        if self._claims is None:
+            return
+        self._claims.stop()
+        with suppress(Exception):  # the storage is away: others will notice that this process is gone
+            trials = self._all()
+            for number in self._claimed | self._running:
+                self._give_back(trials[number])
+
+    def _milestone(self, position: int, placement: str, trials: list[FrozenTrial], *, stops: bool) -> Milestone | None:
         """Return where a trial is looked at on its way; whether it is stopped there depends on no later trial's result.
 
-        As a suggestion may, it depends on the trials before the last LAG ones. References and repeats are not stopped.
+        As a suggestion may, it depends on the trials before the last `lag`. References and repeats are not stopped.
         """
         if self._stopped_epochs is None:
             return None
@@ -168,12 +337,12 @@ class Trials:
             return Milestone(epoch)
         ended = [
             Ended(self._costs_of(given[PLACEMENT]), given["curve"][0], given["val_accuracy"])
-            for trial in self._all()[: max(0, position - LAG)]
+            for trial in trials[: max(0, position - self._lag)]
             if trial.state == TrialState.COMPLETE
             and (given := trial.user_attrs)["epochs"] == epochs
             and given.get("curve")
         ]
-        return milestone(epoch, self._costs_of(attributes[PLACEMENT]), ended)
+        return milestone(epoch, self._costs_of(placement), ended)
 
     def _costs_of(self, text: str) -> tuple[float, ...]:
         """Return what the blocks of a placement add to each cost that is an objective."""
@@ -186,11 +355,25 @@ class Trials:
     def is_settled(self) -> bool:
         """Tell whether the front has settled, by the model of our own sampler; with another one it never has."""
         sampler = self._study.sampler
-        return isinstance(sampler, AdditiveSampler) and sampler.settled(self._study, len(self._all()))
+        if not isinstance(sampler, AdditiveSampler):
+            return False
+
+        def attempt() -> bool:
+            trials = self._all()
+            position = self._next_number(trials)
+            return not self._must_wait(position, trials) and sampler.settled(self._study, position)
+
+        return patiently(attempt, self._tell)
 
     def next_epochs(self) -> int | None:
         """Return how long the next trial is to be trained, if other than usual."""
-        return self._epochs_at(len(self._all()))
+        return self._epochs_at(self._next_number(patiently(self._all, self._tell)))
+
+    def _next_number(self, trials: list[FrozenTrial]) -> int:
+        """Return the position of the next trial."""
+        return next(
+            (t.number for t in trials if t.state == TrialState.WAITING or t.number in self._claimed), len(trials)
+        )
 
     def _epochs_at(self, position: int) -> int | None:
         return self._long_epochs if self._long_number(position) is not None else None
@@ -201,38 +384,55 @@ class Trials:
     def complete(self, record: TrialRecord, config: str = "") -> None:
         """Store a finished trial under its position, whole or not at all.
 
+        Of a shared study, it may have been taken from this process, which was taken for dead, and have ended elsewhere;
+        then the result is dropped, which is the same.
+
         Args:
             record: What came of it.
             config: Text of its architecture file, to be attached to it.
+
+        Raises:
+            StudyError: If a shared storage does not answer for long.
         """
-        with at_once(self._study._storage):
-            self._complete(record, config)
+
+        def attempt() -> None:
+            with at_once(self._storage):
+                self._complete(record, config)
+
+        patiently(attempt, self._tell)
         self._running.discard(record.trial)
 
     def _complete(self, record: TrialRecord, config: str) -> None:
-        trial = optuna.trial.Trial(self._study, self._all()[record.trial]._trial_id)
-        if config:
+        stored = self._all()[record.trial]
+        if self._claims is not None:
+            self._claims.end(stored)
+        if stored.state.is_finished():
+            return
+        trial = optuna.trial.Trial(self._study, stored._trial_id)
+        if config and self._artifacts is not None:
             with suppress(OSError):  # a config can be had again, a trial cannot
-                self._attach(trial, f"trial-{record.trial}.yaml", config)
+                self._attach(self._artifacts, trial, f"trial-{record.trial}.yaml", config)
         for name, limit in self._limits.items():
-            trial.set_constraint(name, record.value(name) - limit)
+            if name not in stored.constraints:
+                trial.set_constraint(name, record.value(name) - limit)
         for name in _MEASURED:
             value = getattr(record, name)
             if value is not None:
                 trial.set_user_attr(name, value)
-        if record.state == "COMPLETE":
-            self._study.tell(trial, [record.value(name) for name in self._objectives])
-        else:
-            self._study.tell(trial, state=TrialState[record.state])
+        with suppress(UpdateFinishedTrialError):
+            if record.state == "COMPLETE":
+                self._study.tell(trial, [record.value(name) for name in self._objectives])
+            else:
+                self._study.tell(trial, state=TrialState[record.state])
 
-    def _attach(self, trial: optuna.trial.Trial, name: str, text: str) -> None:
+    def _attach(self, folder: Path, trial: optuna.trial.Trial, name: str, text: str) -> None:
         """Attach a file to a trial that has not ended yet; Optuna takes none for one that has."""
-        self._artifacts.mkdir(exist_ok=True)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / name
+        folder.mkdir(exist_ok=True)
+        with TemporaryDirectory() as passing:
+            path = Path(passing) / name
             path.write_text(text, encoding="utf-8")
             upload_artifact(
-                artifact_store=FileSystemArtifactStore(self._artifacts),
+                artifact_store=FileSystemArtifactStore(folder),
                 file_path=str(path),
                 study_or_trial=trial,
                 mimetype="text/plain",
@@ -241,17 +441,44 @@ class Trials:
     def _all(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _enqueue(self, name: str, placement: Placement) -> None:
-        """Queue a reference; one that the space does not hold has no parameters, its text says what it is."""
-        attributes: dict[str, Any] = {"reference": name, PLACEMENT: str(placement)}
-        self._study.enqueue_trial(self._space.chosen(placement) or {}, user_attrs=attributes)
-
     def _is_exhausted(self, trials: list[FrozenTrial]) -> bool:
         if len(trials) < self._space.size and not self._space.room:
             return False
         tried = {trial.user_attrs[PLACEMENT] for trial in trials if PLACEMENT in trial.user_attrs}
         every = islice(self._space.within_budget(), len(tried) + 1)
         return all(str(self._space.placement(chosen)) in tried for chosen in every)
+
+
+def read_shared(where: StorageUrl, name: str) -> str | None:
+    """Return the definition that a shared storage holds of a study; None if there is no such study.
+
+    Raises:
+        InputError: If the storage cannot be reached.
+    """
+    storage = open_storage(where)
+    if not _holds(storage, name):
+        return None
+    return _definition(storage.get_study_system_attrs(storage.get_study_id_from_name(name)))
+
+
+def _definition(stored: Mapping[str, Any]) -> str | None:
+    return "".join(stored[f"{DEFINITION}:{part}"] for part in range(stored.get(DEFINITION, 0))) or None
+
+
+def _holds(storage: BaseStorage, name: str) -> bool:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _create(storage: BaseStorage, name: str, objectives: tuple[str, ...]) -> None:
+    directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives]
+    with suppress(DuplicatedStudyError), at_once(storage):  # somebody else was faster
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            study.set_metric_names(list(objectives))
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -4,6 +4,7 @@ A split that the source lacks is cut from train: stratified, fixed once for all 
 seed), a fifth of it and at most 5,000 images.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,19 @@ class Data:
     splits: Mapping[str, Split | FileSplit]
     classes: tuple[str, ...]
     flip: bool
+
+    def fingerprint(self) -> str:
+        """Return a hash of all images and their classes; of images in files, of names and sizes of the files."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for name in SPLITS:
+            split = self.splits[name]
+            digest.update(f"\0{name} {split.side} ".encode() + split.labels.cpu().numpy().tobytes())
+            if isinstance(split, Split):
+                digest.update(split.images.cpu().contiguous().numpy().data)
+            else:
+                for file in split.files:
+                    digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\0".encode())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
