@@ -45,8 +45,8 @@ from placesearch.verdict.verdicts import Confirmed, judge
 
 REPORTS = Path("reports")
 
-LOOK_SECONDS = 1.0
-"""How often a process looks at what others do in a shared study."""
+LOOK_SECONDS, BUSY_LOOK_SECONDS = 1.0, 10.0
+"""How often a process looks at what others do in a shared study: one that waits for them, and one that has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +372,7 @@ def search(
     while True:
         ended = called_off()
         while len(running) < evaluators.size and not ended:
-            ended = _limit(config, records, began, trials.next_epochs() or epochs)
+            ended = _limit(config, records, began, lambda: trials.next_epochs() or epochs)
             if not ended and config.until and trials.is_settled():
                 ended = "the front has settled"
             task = None if ended else trials.ask(config.trials)
@@ -382,7 +382,8 @@ def search(
             evaluators.submit(task)
             watch(TrialBegan(task, task.epochs or epochs))
         if running:
-            results = evaluators.results(LOOK_SECONDS if trials.is_shared else None)
+            look = LOOK_SECONDS if len(running) < evaluators.size else BUSY_LOOK_SECONDS
+            results = evaluators.results(look if trials.is_shared else None)
         else:
             if ended or trials.is_over(config.trials):
                 return ended or _nothing_left(config, trials)
@@ -406,11 +407,12 @@ def _nothing_left(config: StudyConfig, trials: Trials) -> str:
     return "every placement of the search space was tried"
 
 
-def _limit(config: StudyConfig, records: list[TrialRecord], began: float, epochs: int) -> str:
+def _limit(config: StudyConfig, records: list[TrialRecord], began: float, epochs_of_next: Callable[[], int]) -> str:
     """Return which limit forbids another trial, if one does; one that would not end in time is not begun."""
     if config.trials is not None and len(records) >= config.trials:
         return f"the study has its {config.trials} trials"
     if config.timeout is not None:
+        epochs = epochs_of_next()
         usual = epochs * seconds_an_epoch(records, epochs)
         elapsed = time.monotonic() - began
         if elapsed >= config.timeout or elapsed + usual > config.timeout:

@@ -55,14 +55,14 @@ def looked(claims, study, clock, seconds, step=1.0, alive=()):
 def test_a_trial_whose_owner_beats_is_never_lost(study, clock):
     owner, other = Claims(study._storage, elsewhere(), clock), Claims(study._storage, here(), clock)
     study.ask()
-    owner.begin(trials(study)[0])
+    owner.begin(trials(study)[0]._trial_id)
     assert looked(other, study, clock, 20 * GRACE_SECONDS, alive=[owner]) is None
 
 
 def test_a_trial_whose_owner_is_silent_is_taken_over_after_the_grace_and_not_before(study, clock):
     owner, other = Claims(study._storage, elsewhere(), clock), Claims(study._storage, here(), clock)
     study.ask()
-    owner.begin(trials(study)[0])
+    owner.begin(trials(study)[0]._trial_id)
     assert looked(other, study, clock, GRACE_SECONDS) is None
     found = looked(other, study, clock, 2 * SETTLE_SECONDS + 3)
     assert found is not None
@@ -77,7 +77,7 @@ def test_clocks_of_other_machines_do_not_matter(study):
     behind.now = -3600.0
     owner, other = Claims(study._storage, elsewhere(), behind), Claims(study._storage, here(), ours)
     study.ask()
-    owner.begin(trials(study)[0])
+    owner.begin(trials(study)[0]._trial_id)
     for _ in range(3 * int(GRACE_SECONDS / BEAT_SECONDS)):
         behind.now += 1000.0
         ours.now += BEAT_SECONDS
@@ -89,7 +89,7 @@ def test_of_several_that_find_a_lost_trial_one_takes_it(study, clock):
     names = [f"here-{number}" for number in range(8)]
     finders = [Claims(study._storage, here(name), clock) for name in names]
     study.ask()
-    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0])
+    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0]._trial_id)
     taken = []
     for tick in range(1000):
         clock.now += 0.1
@@ -105,7 +105,7 @@ def test_of_several_that_find_a_lost_trial_one_takes_it(study, clock):
 def test_who_takes_a_lost_trial_over_and_dies_loses_it_again(study, clock):
     first, second = (Claims(study._storage, elsewhere(number), clock) for number in (2, 3))
     study.ask()
-    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0])
+    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0]._trial_id)
     assert looked(first, study, clock, 2 * GRACE_SECONDS) is not None
     assert looked(second, study, clock, GRACE_SECONDS) is None
     assert looked(second, study, clock, GRACE_SECONDS) is not None
@@ -115,7 +115,7 @@ def test_one_that_wants_a_lost_trial_and_dies_is_not_waited_for(study, clock):
     """Its name stands beside the trial, and it never comes for it."""
     first, second = (Claims(study._storage, elsewhere(number), clock) for number in (2, 3))
     study.ask()
-    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0])
+    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0]._trial_id)
     assert looked(second, study, clock, GRACE_SECONDS) is None
     first.lost(trials(study))
     clock.now += GRACE_SECONDS + 1
@@ -156,7 +156,7 @@ def test_a_process_of_this_machine_is_known_to_be_gone_as_soon_as_it_is(study, c
     assert Owner(machine, os.getpid(), born, name).is_gone()  # this process id now, another process
     assert not Owner.this_process().is_gone()
     study.ask()
-    Claims(study._storage, owner, clock).begin(trials(study)[0])
+    Claims(study._storage, owner, clock).begin(trials(study)[0]._trial_id)
     claims = Claims(study._storage, Owner.this_process(), clock)
     assert looked(claims, study, clock, 2 * SETTLE_SECONDS + 2) is not None
 
@@ -171,7 +171,7 @@ def test_two_processes_that_are_one_by_their_ids_are_two_by_their_names():
 def test_a_beat_that_cannot_be_written_is_written_the_next_time(study, clock, monkeypatch):
     claims = Claims(study._storage, here(), clock)
     study.ask()
-    claims.begin(trials(study)[0])
+    claims.begin(trials(study)[0]._trial_id)
     with monkeypatch.context() as away:
         away.setattr(study._storage, "set_trial_system_attr", lambda *_: 1 / 0)
         claims.beat()

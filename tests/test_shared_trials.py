@@ -156,3 +156,19 @@ def test_a_study_that_is_not_there_is_made_only_if_asked_for(url):
 def test_a_storage_that_cannot_be_reached_is_told_in_a_line(tmp_path):
     with pytest.raises(InputError, match="cannot use sqlite:////nowhere/s.db: unable to open database file"):
         Trials(StorageUrl.parse("sqlite:////nowhere/s.db"), "s", OBJECTIVES)
+
+
+def test_a_trial_that_is_placed_and_ends_while_another_process_places_it_for_its_owner_is_left_alone(url, monkeypatch):
+    first, second = joined(url), joined(url)
+    go_on(first, 6)
+    first._take_next(first._all(), None)
+    place = second._place
+
+    def slow(trial):
+        if trial.number == 6 and second.count() == 8 and not first.records()[6:]:
+            first.complete(finished(first.ask()))
+        return place(trial)
+
+    monkeypatch.setattr(second, "_place", slow)
+    assert second.ask().trial == 7
+    assert len(first.records()) == 7

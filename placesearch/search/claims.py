@@ -96,11 +96,19 @@ class Claims:
         self._wanted: dict[int, float] = {}
         self._ended = Event()
 
-    def begin(self, trial: FrozenTrial) -> None:
+    def signature(self) -> dict[str, Any]:
+        """Return what stands beside a trial on which this process works."""
+        return {BEAT: 0, OWNER: self._owner.plain()}
+
+    def own(self, trial_id: int) -> None:
+        """Work on a trial beside which that stands already."""
+        self._own[trial_id] = 0
+
+    def begin(self, trial_id: int) -> None:
         """Write down that this process works on a trial."""
-        self._own[trial._trial_id] = 0
-        self._storage.set_trial_system_attr(trial._trial_id, BEAT, 0)
-        self._storage.set_trial_system_attr(trial._trial_id, OWNER, self._owner.plain())
+        for name, value in self.signature().items():
+            self._storage.set_trial_system_attr(trial_id, name, value)
+        self.own(trial_id)
 
     def end(self, trial: FrozenTrial) -> None:
         """Stop working on a trial."""
@@ -148,7 +156,7 @@ class Claims:
             elif taker == self._owner.name and self._now() - wanted > SETTLE_SECONDS:
                 del self._wanted[trial._trial_id]
                 self._seen.pop(trial._trial_id, None)
-                self.begin(trial)
+                self.begin(trial._trial_id)
                 return trial
         return None
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import fields
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -202,10 +203,10 @@ class Trials:
         number, trials = min(self._claimed), self._all()
         if self._must_wait(number, trials):  # others were faster, and this is a later position than it seemed
             return None
-        for earlier in trials[:number]:
-            if PLACEMENT not in earlier.user_attrs:  # whoever has begun it has not come so far, or was killed
-                self._place(earlier)
-                trials = self._all()
+        while (unplaced := next((t for t in trials[:number] if PLACEMENT not in t.user_attrs), None)) is not None:
+            with suppress(UpdateFinishedTrialError):  # who has begun it was slow, or killed, or very fast just now
+                self._place(unplaced)
+            trials = self._all()
         trial = trials[number]
         if PLACEMENT not in trial.user_attrs and self._planned(number) is None and self._is_exhausted(trials[:number]):
             self._give_back(trial)
@@ -244,14 +245,28 @@ class Trials:
             if self._planned(number) is None and self._is_exhausted(trials[:number]):
                 return
             if waiting is None:
-                self._storage.create_new_trial(self._study._study_id, create_trial(state=TrialState.WAITING))
-            elif self._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+                self._claim_new(most)
+                return
+            if self._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
                 self._claimed.add(number)
                 if self._claims is not None:
                     with at_once(self._storage):
-                        self._claims.begin(waiting)
+                        self._claims.begin(waiting._trial_id)
                 return
-            trials = self._all()
+            trials = self._all()  # somebody else was faster
+
+    def _claim_new(self, most: int | None) -> None:
+        """Add a position that is this process's own; of several that do so at a time, each gets another one."""
+        signed = {} if self._claims is None else self._claims.signature()
+        new = create_trial(state=TrialState.RUNNING, system_attrs=signed)
+        new.datetime_start = datetime.now()  # as Optuna has it
+        trial_id = self._storage.create_new_trial(self._study._study_id, new)
+        trial = self._storage.get_trial(trial_id)
+        self._claimed.add(trial.number)
+        if self._claims is not None:
+            self._claims.own(trial_id)
+        if most is not None and trial.number >= most:  # others were faster; it waits for a run that asks for more
+            self._give_back(trial)
 
     def _give_back(self, trial: FrozenTrial) -> None:
         """Leave a position to whoever wants it."""

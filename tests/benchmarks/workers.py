@@ -103,7 +103,10 @@ def opened(plan, where) -> Trials:
 
 def work(plan, where, size: int, seconds: float, rounds: float, barrier, results) -> None:
     """One process: work for some rounds of trials and say how its time was spent."""
-    trials = opened(plan, where)
+    trials, began = opened(plan, where), time.monotonic()
+    first = Sleeping(1, 0.0, began)  # one trial, or a few: the first suggestion makes the model
+    search(plan, trials, first, lambda _: None, began, lambda: "enough" if first.ended else "")
+    took = time.monotonic() - began
     barrier.wait()
     used, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     evaluators = Sleeping(size, seconds, began + seconds * rounds)
@@ -111,7 +114,7 @@ def work(plan, where, size: int, seconds: float, rounds: float, barrier, results
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
     trials.leave()
     processor = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    results.put((evaluators.slept / (wall * size), evaluators.ended, processor))
+    results.put((evaluators.slept / (wall * size), evaluators.ended, processor, took))
 
 
 def seconds_of(pid: int) -> float:
@@ -157,21 +160,20 @@ def measured(plan, where, processor, workers: int, seconds: float, rounds: float
     """Let so many workers work; return the mean share of their time in trials, trials, and processor time of each."""
     context = multiprocessing.get_context("fork")  # all that is imported is shared
     processes, size = (1, workers) if isinstance(where, Path) else (workers, 1)
-    barrier, results = context.Barrier(processes), context.SimpleQueue()
-    before = processor()
+    barrier, results = context.Barrier(processes + 1), context.SimpleQueue()
     begun = [
         context.Process(target=work, args=(plan, where, size, seconds, rounds, barrier, results))
         for _ in range(processes)
     ]
     for process in begun:
         process.start()
+    barrier.wait()
+    before = processor()
     found = [results.get() for _ in begun]
     for process in begun:
         process.join()
-    trials = sum(ended for _, ended, _ in found)
-    share = sum(share for share, _, _ in found) / processes
-    own = sum(used for _, _, used in found)
-    return share, int(trials), 1000 * own / trials, 1000 * (processor() - before) / trials
+    shares, ended, used, took = (sum(column) for column in zip(*found, strict=True))
+    return shares / processes, int(ended), 1000 * used / ended, 1000 * (processor() - before) / ended, took / processes
 
 
 def main() -> None:
@@ -193,10 +195,11 @@ def main() -> None:
             filled.leave()
             for seconds in map(float, given.seconds.split(",")):
                 for workers in map(int, given.workers.split(",")):
-                    share, trials, own, server = measured(plan, where, processor, workers, seconds, given.rounds)
+                    share, trials, own, server, first = measured(plan, where, processor, workers, seconds, given.rounds)
                     row = {
                         "storage": storage, "workers": workers, "seconds": seconds, "share": round(share, 4),
                         "trials": trials, "worker_ms": round(own, 1), "server_ms": round(server, 1),
+                        "first_s": round(first, 2),
                     }  # fmt: skip
                     print(row, flush=True)
                     if len(table):
@@ -216,14 +219,16 @@ def write(table: pd.DataFrame) -> None:
         f"{platform.machine()}, {os.cpu_count()} cores which all processes share, Python {platform.python_version()}, "
         f"optuna {optuna.__version__}. Made by `python tests/benchmarks/workers.py`, whose text says how; one run of "
         "each row. Share: of the workers' time the part in trials, mean over workers. Processor: milliseconds a trial, "
-        "of the process that asks and stores, its looks at what others do included, and of the server with its proxy.",
+        "of the process that asks and stores, its looks at what others do included, and of the server with its proxy. "
+        "First: seconds that a process takes for its first suggestion, for which it reads all trials and makes the "
+        "model, while the others do the same; before the clock starts.",
         "",
-        "| storage | seconds a trial | workers | trials | share | processor, asking | processor, server |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| storage | seconds a trial | workers | trials | share | processor, asking | processor, server | first |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {row.storage} | {row.seconds:g} | {row.workers} | {row.trials} | {row.share:.3f} | {row.worker_ms:.0f} | "
-        f"{row.server_ms:.0f} |"
+        f"{row.server_ms:.0f} | {row.first_s:.1f} |"
         for row in table.itertuples()
     ]
     kept = REPORT.read_text(encoding="utf-8") if REPORT.exists() else ""
