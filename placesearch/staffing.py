@@ -76,12 +76,12 @@ def staffed(
         definition: The study.
         data: What to train on; None where the evaluation is the user's own.
         evaluate: The user's own evaluation.
-        workers: Who evaluates, unless it is one; then this process does.
+        workers: Who evaluates, unless it is one without a time limit; then this process does.
         watch: Is told what happens.
     """
     device = torch.device(assignment.device)
     fits = _is_fitted(definition.config, device)
-    if workers.size == 1 and not fits:
+    if workers.size == 1 and workers.trial_timeout is None and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)
         return
     shared = study_folder(definition.name) / "data.safetensors"

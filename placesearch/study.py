@@ -162,7 +162,8 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         config: What to search.
         evaluate: Your own evaluation in place of the built-in training: a function of a `Candidate`, or its name,
             `package.module:function`, which `config.evaluate` may give as well. A function is called in this process,
-            one trial after the other, unless `config.jobs` asks for workers, which import it by its name.
+            one trial after the other, unless `config.jobs` or `config.trial_timeout` asks for workers, which import it
+            by its name.
         watch: Is told what happens, as it happens.
 
     Returns:
@@ -182,8 +183,9 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = jobs_for(config, device)
-    with Workers(jobs, None, watch) as workers:
-        if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
+    with Workers(jobs, None, watch, config.trial_timeout) as workers:
+        ahead = jobs > 1 or config.trial_timeout is not None
+        if ahead and "latency_ms" not in config.objectives and config.max_latency is None:
             workers.hire(min(jobs, LAG + 1))  # they import torch while this process plans, which must measure nothing
         return _run(config, here, device, workers, watch)
 
@@ -195,7 +197,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         config: What to search.
         here: The user's own evaluation.
         device: Where to train.
-        workers: Who evaluates, unless it is one; then this process does.
+        workers: Who evaluates, unless it is one without a time limit; then this process does.
         watch: Is told what happens.
     """
     plan = prepare(config, device)
@@ -384,15 +386,20 @@ def nothing_lost(name: str, what: str, study: Callable[[], Study]) -> Iterator[N
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, so that no record is written by half."""
+    """Hold Ctrl-C back until the end of the block, so that no record is written by half.
+
+    So is SIGTERM where it is handled, as in the commands, which take it for Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda got, _: waiting.append(got)) for number in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if waiting:
         raise KeyboardInterrupt
