@@ -147,6 +147,7 @@ class StudyConfig(BaseModel):
 
     backbone: Annotated[str, Field(min_length=1)]
     data: Annotated[str, Field(min_length=1)] = "digits"
+    skip_corrupt: bool = False
     name: str | None = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None

@@ -38,6 +38,7 @@ class Definition:
         network: Channels, height and width at every site of the network, searched or not, from input to output; empty
             in studies that began before this was kept.
         hardware: What the study began on.
+        skipped: Images that could not be decoded when the study began and are left out, below the folder of the data.
     """
 
     config: StudyConfig
@@ -52,6 +53,7 @@ class Definition:
     latencies: dict[str, Any] = field(default_factory=dict)
     network: dict[str, list[int]] = field(default_factory=dict)
     hardware: str = ""
+    skipped: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class Definition:
             "network": self.network,
             "hardware": self.hardware,
             **({"latencies": self.latencies} if self.latencies else {}),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -107,6 +110,8 @@ class Definition:
         }[self.protocol.start]
         counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS if self.splits)
         data = f"{config.data}: {counts} images in {self.num_classes} classes"
+        if self.skipped:
+            data += f", without {_counted(len(self.skipped), 'corrupt file')}"
         training = (
             f"{self._epochs()} {start}, batch {self.protocol.batch_size}, "
             f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}"
@@ -168,6 +173,7 @@ def read_definition_of(name: str) -> Definition:
         content["config"] = StudyConfig(**content["config"])
         content["protocol"] = Protocol(**content["protocol"])
         channels, height, width = content["input_size"]
+        content["skipped"] = tuple(map(str, content.get("skipped", ())))
         definition = Definition(**{**content, "input_size": (channels, height, width)})
         definition.identity()
         definition.subject()

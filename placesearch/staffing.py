@@ -57,6 +57,7 @@ def assignment_of(definition: Definition, device: torch.device) -> Assignment:
         weights=definition.config.weights,
         branches=branches,
         evaluate=definition.config.evaluate,
+        skipped=definition.skipped,
     )
 
 

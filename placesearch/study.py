@@ -204,7 +204,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
     config = plan.definition.config
     data = None
     if here is None:
-        data = load_data(config.data, plan.definition.input_size[1])
+        data = load_data(config.data, plan.definition.input_size[1], plan.definition.skipped)
         plan = plan.with_splits({name: len(data.splits[name].labels) for name in SPLITS})
     definition = plan.definition
     jobs = workers.size = min(workers.size, config.trials or workers.size)

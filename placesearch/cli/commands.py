@@ -98,6 +98,12 @@ def cli() -> None:
     default=None,
     help="Stop trainings that will not reach the front.  [default: no]",
 )
+@click.option(
+    "--skip-corrupt/--no-skip-corrupt",
+    "skip_corrupt",
+    default=None,
+    help="Leave out images of a folder that cannot be decoded.  [default: no]",
+)
 @click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study file may name.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **options: Any) -> None:

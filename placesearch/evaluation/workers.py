@@ -62,6 +62,7 @@ class Assignment:
         evaluate: Name of the user's own evaluation; None for the built-in training.
         branches: Folder of the branches from which candidates go on, if they do.
         shared: File from which the data are mapped, made by `share_data`; None if each worker loads them.
+        skipped: Images that are left out, as `load_data` takes them.
     """
 
     plain: Architecture
@@ -72,6 +73,7 @@ class Assignment:
     branches: str | None = None
     evaluate: str | None = None
     shared: str | None = None
+    skipped: tuple[str, ...] = ()
 
     def evaluator(self, data: Data | None = None, evaluate: Evaluate | None = None) -> Evaluator | OwnEvaluator:
         """Load weights, and data and code if they are not loaded yet, and get ready."""
@@ -80,7 +82,7 @@ class Assignment:
             return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self._checkpoint())
         if data is None:
             side = self.plain.input_size[1]
-            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, side)
+            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, side, self.skipped)
         branches = Path(self.branches) if self.branches else None
         return Evaluator(self.plain, self.protocol, data, torch.device(self.device), self._checkpoint(), branches)
 
