@@ -178,9 +178,11 @@ class StudyConfig(BaseModel):
 
     backbone: Annotated[str, Field(min_length=1)]
     data: Annotated[str, Field(min_length=1)] = "digits"
+    skip_corrupt: bool = False
     name: str | None = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
+    trial_timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
     until: Literal["settled"] | None = None
     epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     long_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
@@ -287,7 +289,7 @@ class StudyConfig(BaseModel):
         return self.model_dump(mode="json")
 
 
-RUN_FIELDS = frozenset({"trials", "timeout", "until", "device", "jobs"})
+RUN_FIELDS = frozenset({"trials", "timeout", "trial_timeout", "until", "device", "jobs"})
 """Fields that may change from run to run; all others are the identity of a study."""
 
 

@@ -46,6 +46,7 @@ class Definition:
         device: Kind of device that it is trained on, `cpu` or `cuda`; empty in studies that began before this was kept.
         code: Fingerprint of this package's source; likewise.
         fingerprint: That of the images and labels; likewise, and where the evaluation is the user's own.
+        skipped: Images that could not be decoded when the study began and are left out, below the folder of the data.
     """
 
     config: StudyConfig
@@ -63,6 +64,7 @@ class Definition:
     device: str = ""
     code: str = ""
     fingerprint: str = ""
+    skipped: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,6 +100,7 @@ class Definition:
             "code": self.code,
             "fingerprint": self.fingerprint,
             **({"latencies": self.latencies} if self.latencies else {}),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
     def text(self) -> str:
@@ -143,6 +146,8 @@ class Definition:
         }[self.protocol.start]
         counts = ", ".join(f"{self.splits[name]:,} {name}" for name in SPLITS if self.splits)
         data = f"{config.data}: {counts} images in {self.num_classes} classes"
+        if self.skipped:
+            data += f", without {_counted(len(self.skipped), 'corrupt file')}"
         training = (
             f"{self._epochs()} {start}, batch {self.protocol.batch_size}, "
             f"peak learning rate {self.protocol.learning_rate:g}, {self.protocol.precision}"
@@ -222,6 +227,7 @@ def _definition(content: dict[str, Any], where: str) -> Definition:
         content["config"] = StudyConfig(**content["config"])
         content["protocol"] = Protocol(**content["protocol"])
         channels, height, width = content["input_size"]
+        content["skipped"] = tuple(map(str, content.get("skipped", ())))
         definition = Definition(**{**content, "input_size": (channels, height, width)})
         definition.identity()
         definition.subject()

@@ -88,7 +88,7 @@ def work(
     plan = prepare(config, where, stored)
     loaded = None
     if here is None:
-        loaded = load_data(data or config.data, stored.input_size[1])
+        loaded = load_data(data or config.data, stored.input_size[1], stored.skipped)
         plan = plan.with_data(loaded)
         if different := difference(stored, plan.definition):
             raise _no_worker(study, different)
@@ -107,7 +107,7 @@ def work(
     began = time.monotonic()
     with (
         TemporaryDirectory(prefix="placesearch-") as folder,
-        Workers(jobs_for(config, where), None, counted) as workers,
+        Workers(jobs_for(config, where), None, counted, config.trial_timeout) as workers,
     ):
         size = workers.size
         watch(study_began(plan, tuple(trials.records()), size, tuple(plan.lines(where, size))))

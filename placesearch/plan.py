@@ -35,7 +35,7 @@ from placesearch.placement import BlockSetting, Placement
 from placesearch.prices import Prices, flat_axes, limits_of, within_budget
 from placesearch.search.space import SearchSpace, make_space, reference_placements
 from placesearch.search.stopping import milestone_epoch
-from placesearch.training.datasets import SPLITS, Data, inspect_data
+from placesearch.training.datasets import SPLITS, Data, corrupt_images, inspect_data
 from placesearch.training.loop import Protocol, pick_precision
 
 SMALLEST_MAP = 4
@@ -129,7 +129,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if stored is not None:
         num_classes, native = stored.num_classes, stored.input_size[1]
     else:
-        num_classes, native = OWN_DATA if own_data else inspect_data(config.data)
+        num_classes, native = OWN_DATA if own_data else inspect_data(config.data, skip_corrupt=config.skip_corrupt)
     is_digits = config.data == "digits" and not own_data
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
@@ -142,6 +142,8 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
         )
     if config.stop_early and config.evaluate:
         raise InputError("--stop-early stops the built-in training; your own evaluation has to decide by itself")
+    if config.skip_corrupt and config.evaluate:
+        raise InputError("--skip-corrupt is for the built-in training; your own evaluation reads its images by itself")
     if start == "branch" and config.evaluate:
         raise InputError("--start branch stops the built-in training; your own evaluation cannot start from there")
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
@@ -228,6 +230,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
             hardware=stored.hardware,
             device=stored.device,
             code=stored.code,
+            skipped=stored.skipped,
         )
         counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
     references = reference_placements(every)
@@ -239,6 +242,8 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     definition = replace(definition, costs=table.content())
     if stored is not None:
         refuse_difference(stored, definition, without_splits=True)
+    elif config.skip_corrupt:
+        definition = replace(definition, skipped=corrupt_images(config.data))
     latencies = None
     if "latency_ms" in config.objectives or config.max_latency is not None:
         latencies, kept = _latencies(backbone, input_size, every, space, settings, device, protocol, stored)
@@ -249,6 +254,12 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
     notes += flat_axes(config, space, prices)
+    if definition.skipped:
+        first, more = ", ".join(definition.skipped[:3]), len(definition.skipped) - 3
+        notes.append(
+            f"note: corrupt and left out: {first}{f' and {more:,} more' if more > 0 else ''}; "
+            f"{study_folder(definition.name)}/study.yaml keeps the names"
+        )
     if config.stop_early and milestone_epoch(max(protocol.epochs, filled["long_epochs"])) is None:
         notes.append("note: --stop-early changes nothing here; trainings of one epoch end before they could be stopped")
     return Plan(definition, space, references, prices, tuple(notes), limits)

@@ -167,6 +167,12 @@ class TrialRecord:
         return float(value)
 
 
+class OutOfMemory(TrialRecord):
+    """A trial that failed because the memory of the GPU did not suffice for it and those that ran beside it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class StudyBegan:
     """The search, or the confirmation of its result, is about to begin or to go on.

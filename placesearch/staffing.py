@@ -58,6 +58,7 @@ def assignment_of(definition: Definition, device: torch.device, folder: Path) ->
         weights=definition.config.weights,
         branches=branches,
         evaluate=definition.config.evaluate,
+        skipped=definition.skipped,
     )
 
 
@@ -78,13 +79,13 @@ def staffed(
         definition: The study.
         data: What to train on; None where the evaluation is the user's own.
         evaluate: The user's own evaluation.
-        workers: Who evaluates, unless it is one; then this process does.
+        workers: Who evaluates, unless it is one without a time limit; then this process does.
         watch: Is told what happens.
         folder: Where to keep the data that workers share.
     """
     device = torch.device(assignment.device)
     fits = _is_fitted(definition.config, device)
-    if workers.size == 1 and not fits:
+    if workers.size == 1 and workers.trial_timeout is None and not fits:
         yield ThisProcess(assignment.evaluator(data, evaluate), watch)
         return
     shared = folder / "data.safetensors"

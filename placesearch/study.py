@@ -173,7 +173,8 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         config: What to search.
         evaluate: Your own evaluation in place of the built-in training: a function of a `Candidate`, or its name,
             `package.module:function`, which `config.evaluate` may give as well. A function is called in this process,
-            one trial after the other, unless `config.jobs` asks for workers, which import it by its name.
+            one trial after the other, unless `config.jobs` or `config.trial_timeout` asks for workers, which import it
+            by its name.
         watch: Is told what happens, as it happens.
 
     Returns:
@@ -193,8 +194,9 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = jobs_for(config, device)
-    with Workers(jobs, None, watch) as workers:
-        if jobs > 1 and "latency_ms" not in config.objectives and config.max_latency is None:
+    with Workers(jobs, None, watch, config.trial_timeout) as workers:
+        ahead = jobs > 1 or config.trial_timeout is not None
+        if ahead and "latency_ms" not in config.objectives and config.max_latency is None:
             workers.hire(jobs)  # they import torch while this process plans, which must measure nothing
         return _run(config, here, device, workers, watch)
 
@@ -206,7 +208,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         config: What to search.
         here: The user's own evaluation.
         device: Where to train.
-        workers: Who evaluates, unless it is one; then this process does.
+        workers: Who evaluates, unless it is one without a time limit; then this process does.
         watch: Is told what happens.
     """
     plan = prepare(config, device)
@@ -215,7 +217,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
     config = plan.definition.config
     data = None
     if here is None:
-        data = load_data(config.data, plan.definition.input_size[1])
+        data = load_data(config.data, plan.definition.input_size[1], plan.definition.skipped)
         plan = plan.with_data(data)
     definition = plan.definition
     jobs = workers.size = min(workers.size, config.trials or workers.size)

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +155,54 @@ def evaluate(candidate) -> dict[str, float]:
     model = candidate.build()
     start = float(model.stem.weight.detach().abs().mean())
     return {"accuracy": (1 + len(candidate.placement)) / 10, "loss": start * candidate.epochs + candidate.seed}
+
+
+def hangs(candidate) -> float:
+    """An evaluation of the user's own that ends for the plain network only; it has a process of its own."""
+    with Path("evaluated").open("a") as file:
+        file.write(f"{candidate.placement}\n")
+    if candidate.placement:
+        subprocess.run(["sleep", "1000"])
+    return 0.5
+
+
+def hangs_once(candidate) -> float:
+    """An evaluation of the user's own: the first one never ends, and its child has all files and pipes that it has."""
+    if not Path("child").exists():
+        child = os.fork()
+        if child == 0:
+            time.sleep(1000)
+        Path("child.new").write_text(str(child))
+        Path("child.new").rename("child")
+        time.sleep(1000)
+    return 0.5
+
+
+def hungry(candidate) -> dict[str, float]:
+    """An evaluation of the user's own: the memory of the GPU suffices for one at a time."""
+    mine = Path(f"running-{os.getpid()}")
+    mine.touch()
+    try:
+        for _ in range(10):
+            time.sleep(0.1)
+            if len(list(Path().glob("running-*"))) > 1:
+                time.sleep(0.3)  # so that the other one notices as well
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    finally:
+        mine.unlink()
+    return evaluate(candidate)
+
+
+def starving(candidate) -> float:
+    """An evaluation of the user's own: the memory of the GPU does not suffice."""
+    with Path("evaluated").open("a") as file:
+        file.write(f"{candidate.placement}\n")
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1.00 GiB.")
+
+
+def huge(candidate) -> float:
+    """An evaluation of the user's own: asks for a pebibyte of the device's memory."""
+    return float(torch.empty(2**50, dtype=torch.uint8, device=candidate.device)[0])
 
 
 class Still(nn.Module):

@@ -4,6 +4,7 @@ import os
 import pty
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -109,20 +110,23 @@ def test_if_every_trial_fails_the_exit_code_is_1(call):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_soon_with_reports_and_the_same_command_goes_on(call, start):
-    process = start(*SLOW, "--trials", "4", "--name", "cut")
+@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_ctrl_c_and_sigterm_end_soon_with_reports_and_the_same_command_goes_on(call, start, how, jobs):
+    command = [*SLOW[:-1], jobs, "--trials", "4"]
+    process = start(*command, "--name", "cut")
     wait_for_trials(process, "cut", 2)
     time.sleep(0.3)
     pressed = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert time.monotonic() - pressed < 30  # a bound for a busy machine; the closing note has the measured time
     assert err.count("\n") == 1
     assert "reports/cut/" in err
-    assert table("cut").trial.tolist() == list(range(finished_trials("cut")))
-    assert call(*SLOW, "--trials", "4", "--name", "cut")[0] == 0
-    assert call(*SLOW, "--trials", "4", "--name", "whole")[0] == 0
+    assert len(table("cut")) == finished_trials("cut")
+    assert workers_here() == []
+    assert call(*command, "--name", "cut")[0] == 0
+    assert call(*command, "--name", "whole")[0] == 0
     pd.testing.assert_frame_equal(table("cut"), table("whole"))
 
 
@@ -144,32 +148,65 @@ def test_kill_9_in_mid_trial_loses_no_finished_trial(call, start, jobs):
     pd.testing.assert_frame_equal(table("killed"), table("whole"))
 
 
+def processes_here(part=b""):
+    """Processes in this folder, but this one, by what their command line holds."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+                here = (entry / "cwd").resolve() == Path.cwd()
+            except OSError:
+                continue
+            if part in line and here:
+                found.append(entry.name)
+    return found
+
+
+def workers_here():
+    return processes_here(b"placesearch.evaluation.worker")
+
+
 @pytest.mark.slow
 def test_workers_end_when_the_process_that_began_them_is_killed(start):
     process = start(*TINY, "--epochs", "2000", "--trials", "4", "--jobs", "2", "--name", "s")
-
-    def workers():
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    line = (entry / "cmdline").read_bytes()
-                    here = (entry / "cwd").resolve() == Path.cwd()
-                except OSError:
-                    continue
-                if b"placesearch.evaluation.worker" in line and here:
-                    found.append(entry.name)
-        return found
-
     deadline = time.monotonic() + 60
-    while len(workers()) < 2 and time.monotonic() < deadline:
+    while len(workers_here()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(workers()) == 2
+    assert len(workers_here()) == 2
     process.kill()
     process.wait()
-    while workers() and time.monotonic() < deadline:
+    while workers_here() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert workers() == []
+    assert workers_here() == []
+
+
+@pytest.mark.slow
+def test_what_hangs_in_a_worker_and_what_that_started_end_when_the_main_process_is_killed(start):
+    process = start(*TINY, "--evaluate", "mine:hangs", "--trials", "4", "--jobs", "2", "--name", "s")
+    deadline = time.monotonic() + 60
+    while not processes_here(b"sleep") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_here(b"sleep")
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    while processes_here() and time.monotonic() < began + 20:
+        time.sleep(0.1)
+    assert processes_here() == []
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_does_not_keep_the_reports_from_being_written(start):
+    process = start(*SLOW, "--trials", "4", "--name", "cut")
+    wait_for_trials(process, "cut", 1)
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) in (130, -signal.SIGTERM)  # the interpreter may be past its handlers
+    assert len(table("cut")) == finished_trials("cut")
 
 
 @pytest.mark.slow
@@ -200,6 +237,7 @@ def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
         (["run", "--backbone", "resnet19"], "did you mean 'resnet18'"),
         ([*TINY, "--data", "cifer10"], "did you mean 'cifar10'"),
         ([*TINY, "--trials", "0"], "trials"),
+        ([*TINY, "--trial-timeout", "soon"], "trial-timeout: 'soon' is no duration such as 90s, 10m or 2h"),
         ([*TINY, "--kernel-sizes", "4"], "not odd"),
         ([*TINY, "--jobs", "9"], "jobs"),
         ([*TINY, "--max-params", "5%"], "'5%' is no limit such as +5%"),
@@ -242,6 +280,30 @@ def test_a_folder_that_cannot_be_written_to_gets_one_line(call):
     code, out, err = call("run", "--backbone", "resnet18", "--input-size", "32", cwd="/proc")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "cannot write to studies" in err
+
+
+@pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root needs setpriv to heed permissions")
+def test_a_study_in_a_folder_that_became_read_only_gets_one_line_and_is_left_as_it_is(workplace):
+    command = [*TINY, "--epochs", "1", "--jobs", "1", "--name", "s"]
+    assert CliRunner().invoke(cli, [*command, "--trials", "1"]).exit_code == 0
+    files = {path: path.read_bytes() for path in Path("studies").rglob("*") if path.is_file()}
+    paths = [workplace, *workplace.rglob("*")]
+    heeding = ["setpriv", "--bounding-set", "-dac_override"] if os.getuid() == 0 else []
+    for path in paths:
+        path.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [*heeding, COMMAND, *command, "--trials", "2"], capture_output=True, text=True, timeout=120
+        )
+    finally:
+        for path in paths:
+            path.chmod(0o755)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("placesearch: cannot write to ")
+    assert done.stderr.endswith("studies/s/run.lock: Permission denied\n")
+    assert {path: path.read_bytes() for path in Path("studies").rglob("*") if path.is_file()} == files
+    assert CliRunner().invoke(cli, [*command, "--trials", "2"]).exit_code == 0
+    assert table("s").trial.tolist() == [0, 1]
 
 
 def test_a_file_where_a_folder_should_be_gets_one_line(call):

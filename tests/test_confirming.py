@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from test_datasets import damaged, make_tree
 from test_study import config
 
 import placesearch as ps
@@ -208,3 +209,11 @@ def test_kill_9_in_mid_training_loses_no_finished_one(call, start):
     Path("studies/s/confirm.jsonl").unlink()
     ps.confirm("s", seeds=2, epochs=20, allow=["mine:tiny"], jobs=1)
     assert stored("s") == interrupted
+
+
+def test_images_that_the_study_left_out_are_left_out_of_its_confirmation(workplace):
+    tree = make_tree(workplace / "tree", ["train", "val", "test"], count=40)
+    damaged(tree / "test" / "dog" / "7.png", "torn")
+    ps.run(config(name="s", data="tree", trials=1, skip_corrupt=True))
+    ps.confirm("s", seeds=2, allow=["mine:tiny"], jobs=1)
+    assert {line["images"] for line in lines("s")} == {79}

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from placesearch.errors import DataError
 from placesearch.training import datasets
-from placesearch.training.datasets import SOURCES, inspect_data, load_data, share_data, shared_data
+from placesearch.training.datasets import SOURCES, corrupt_images, inspect_data, load_data, share_data, shared_data
 
 
 def grey(level, size=(10, 8)):
@@ -125,6 +125,90 @@ def test_a_file_that_breaks_later_is_named_when_it_is_read(tmp_path, monkeypatch
     split.take(torch.tensor([0, 1, 2]))
     with pytest.raises(DataError, match=split.files[3].name):
         split.take(torch.tensor([2, 3]))
+
+
+def damaged(path, how):
+    """Damage an image file."""
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no picture", "torn": whole[: len(whole) // 2]}[how])
+    return path
+
+
+def read_all(spec):
+    for split in load_data(spec, 8).splits.values():
+        split.take(torch.arange(len(split.labels)))
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "torn"])
+def test_a_corrupt_image_is_named_and_refused_with_what_to_do(tmp_path, monkeypatch, how):
+    make_tree(tmp_path, ["train"], count=10)
+    read_all(str(tmp_path))
+    bad = damaged(tmp_path / "train" / "dog" / "3.png", how)
+    for share in (0.2, 0):
+        monkeypatch.setattr(datasets, "MEMORY_SHARE", share)
+        with pytest.raises(
+            DataError, match=r"dog/3.png: .*; restore or remove the file, or .*--skip-corrupt"
+        ) as caught:
+            read_all(str(tmp_path))
+        assert str(bad) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_too_many_pixels_is_corrupt(tmp_path, monkeypatch):
+    make_tree(tmp_path, ["train"], count=10)
+    grey(0, (40, 40)).save(tmp_path / "train" / "cat" / "bomb.png")
+    assert corrupt_images(str(tmp_path)) == ()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # more than twice as many are refused, some more are warned of
+    assert corrupt_images(str(tmp_path)) == ("train/cat/bomb.png",)
+
+
+@pytest.mark.parametrize("splits", [["train", "val", "test"], ["train"], ["."]])
+@pytest.mark.parametrize("share", [0.2, 0])
+def test_corrupt_images_are_found_and_what_is_left_is_the_tree_without_them(tmp_path, monkeypatch, splits, share):
+    monkeypatch.setattr(datasets, "MEMORY_SHARE", share)
+    make_tree(tmp_path / "tree", splits, count=10)
+    bad = [damaged(tmp_path / "tree" / splits[-1] / name, "torn") for name in ("cat/0.png", "dog/7.png")]
+    found = corrupt_images(str(tmp_path / "tree"))
+    assert list(found) == [path.relative_to(tmp_path / "tree").as_posix() for path in bad]
+    left = load_data(str(tmp_path / "tree"), 8, found)
+    for path in bad:
+        path.unlink()
+    expected = load_data(str(tmp_path / "tree"), 8)
+    for name in datasets.SPLITS:
+        every = torch.arange(len(expected.splits[name].labels))
+        assert torch.equal(left.splits[name].labels, expected.splits[name].labels)
+        assert torch.equal(left.splits[name].take(every), expected.splits[name].take(every))
+
+
+def test_a_data_set_that_has_a_name_has_no_corrupt_images():
+    assert corrupt_images("digits") == ()
+
+
+def test_what_the_system_cannot_read_is_not_corrupt_but_refused(tmp_path):
+    make_tree(tmp_path, ["train"], count=10)
+    (tmp_path / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"cannot read image .*gone.png: No such file or directory$"):
+        corrupt_images(str(tmp_path))
+
+
+def test_a_class_of_corrupt_images_alone_is_refused(tmp_path):
+    make_tree(tmp_path, ["train"], count=4)
+    for path in (tmp_path / "train" / "cat").iterdir():
+        damaged(path, "torn")
+    with pytest.raises(DataError, match="cat holds no images that can be decoded"):
+        load_data(str(tmp_path), 8, corrupt_images(str(tmp_path)))
+
+
+def test_the_native_side_is_that_of_the_first_image_that_is_not_corrupt_if_so_asked(tmp_path):
+    make_tree(tmp_path, ["train"])
+    damaged(tmp_path / "train" / "cat" / "0.png", "text")
+    with pytest.raises(DataError, match=r"cannot read image .*0.png"):
+        inspect_data(str(tmp_path))
+    assert inspect_data(str(tmp_path), skip_corrupt=True) == (2, 8)
+    for path in (tmp_path / "train").rglob("*.png"):
+        damaged(path, "text")
+    with pytest.raises(DataError, match="holds no image that can be read"):
+        inspect_data(str(tmp_path), skip_corrupt=True)
 
 
 def test_the_native_side_is_known_without_loading(tmp_path):

@@ -1,5 +1,11 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import optuna
 import pytest
@@ -109,6 +115,88 @@ def test_others_may_write_between_two_blocks(tmp_path):
             study.tell(study.ask(), float(number))
     for study in (one, two):
         assert [trial.value for trial in study.get_trials()] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_line_that_another_writer_tore_is_cut_off_before_the_next_is_written(tmp_path):
+    path = tmp_path / "journal.log"
+    study = studied(path)
+    study.tell(study.ask(), 1.0)
+    for torn in (b'{"op_code":4,"wor', b"\0" * 100, b'{"op_code":4}'):
+        with path.open("ab") as file:
+            file.write(torn)
+        with at_once(study._storage):
+            study.tell(study.ask(), 2.0)
+        assert torn + b"\n" not in path.read_bytes()
+        assert all("op_code" in json.loads(line) for line in path.read_bytes().splitlines())
+    assert values(path) == [1.0, 2.0, 2.0, 2.0]
+    with path.open("ab") as file:
+        file.write(b"garbage\n" + GOOD.encode())
+    with pytest.raises(StudyError, match="damaged in a line that was written just now, which is not its last"):
+        ask_at_once(study)
+
+
+def ask_at_once(study):
+    with at_once(study._storage):
+        study.ask()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import optuna
+from optuna.storages import JournalStorage
+from placesearch.search.journal import at_once, open_journal
+study = optuna.load_study(storage=open_journal(Path("journal.log"), JournalStorage), study_name="s")
+for number in range(int(sys.argv[2])):
+    with at_once(study._storage):
+        trial = study.ask()
+        trial.set_user_attr("by", sys.argv[1])
+        trial.set_user_attr("long", "x" * 20_000)
+        study.tell(trial, float(number))
+"""
+
+
+@pytest.mark.slow
+def test_what_several_processes_write_at_once_is_there_once_though_one_is_killed(workplace):
+    path = Path("journal.log")
+    studied(path)
+    one, two, killed = (
+        subprocess.Popen([sys.executable, "-c", WRITER, name, count])
+        for name, count in (("one", "15"), ("two", "15"), ("killed", "100000"))
+    )
+    deadline = time.monotonic() + 120
+    while path.read_bytes().count(b'"by":"killed"') < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert (killed.wait(), one.wait(timeout=120), two.wait(timeout=120)) == (-signal.SIGKILL, 0, 0)
+    written = {}
+    for trial in studied(path).get_trials():
+        if trial.state.is_finished():
+            written.setdefault(trial.user_attrs["by"], []).append(trial.value)
+    counted = [float(number) for number in range(15)]
+    assert (written["one"], written["two"]) == (counted, counted)
+    assert written["killed"] == [float(number) for number in range(len(written["killed"]))]
+    assert len(written["killed"]) >= 5
+
+
+def test_a_clock_that_jumps_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    jumps = iter([timedelta(0), timedelta(days=-3650), timedelta(hours=5), timedelta(days=3650), timedelta(seconds=-1)])
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + next(jumps, timedelta(days=-1))
+
+    monkeypatch.setattr("optuna.storages.journal._storage.datetime", Jumping)
+    path = tmp_path / "journal.log"
+    for number in range(5):
+        study = studied(path)  # opened anew, as by the next run
+        with at_once(study._storage):
+            study.tell(study.ask(), float(number))
+    trials = studied(path).get_trials()
+    assert [(trial.number, trial.value) for trial in trials] == [(number, float(number)) for number in range(5)]
+    starts = [trial.datetime_start for trial in trials]
+    assert starts != sorted(starts)  # the clock did jump
 
 
 def test_a_piece_that_was_torn_by_a_kill_leaves_a_study_that_goes_on(tmp_path):

@@ -8,10 +8,12 @@ import torch
 from conftest import reproducible
 
 import placesearch as ps
-from placesearch.errors import InputError, StudyError
+from placesearch.definition import read_definition_of
+from placesearch.errors import DataError, InputError, StudyError
 from placesearch.models.backbones import load_backbone
 from placesearch.records import StepEnded, StudyBegan, Told, TrialBegan, TrialEnded
 from placesearch.search import samplers, stopping
+from placesearch.training import datasets
 
 
 def config(**changes):
@@ -144,6 +146,78 @@ def test_data_that_changed_under_their_path_are_refused(workplace):
     grey(3).save(workplace / "tree" / "train" / "cat" / "more.png")
     with pytest.raises(StudyError, match="train images 12 -> 13"):
         ps.run(config(name="s", trials=2, data="tree"))
+
+
+def test_corrupt_images_are_left_out_if_asked_for_told_kept_and_part_of_what_the_study_is(workplace):
+    from test_datasets import damaged, make_tree
+
+    tree = make_tree(workplace / "tree", ["train", "val", "test"], count=40)
+    bad = [damaged(tree / name, "torn") for name in ("train/cat/0.png", "train/dog/7.png", "val/cat/3.png")]
+    values = {"data": "tree", "trials": 2}
+    before = sorted(workplace.iterdir())
+    with pytest.raises(DataError, match=r"tree/train/cat/0.png: .*--skip-corrupt"):
+        ps.run(config(name="s", **values))
+    assert [path for path in sorted(workplace.iterdir()) if path.name != "__pycache__"] == before
+    told = []
+    one = ps.run(config(name="s", skip_corrupt=True, **values), watch=told.append)
+    note = "note: corrupt and left out: train/cat/0.png, train/dog/7.png, val/cat/3.png; studies/s/study.yaml keeps "
+    assert any(line.startswith(note) for line in told[0].lines)
+    assert "78 train, 79 validation, 80 test images in 2 classes, without 3 corrupt files" in one.subject.facts[1][1]
+    assert read_definition_of("s").skipped == ("train/cat/0.png", "train/dog/7.png", "val/cat/3.png")
+    two = ps.run(config(name="two", skip_corrupt=True, jobs=2, **values))
+    for path in bad:
+        path.unlink()
+    with pytest.raises(StudyError, match="skip-corrupt True -> False"):
+        ps.run(config(name="s", **values))
+    clean = ps.run(config(name="clean", **values))
+    pd.testing.assert_frame_equal(*(reproducible(study.trials_frame()) for study in (one, two)))
+    pd.testing.assert_frame_equal(*(reproducible(study.trials_frame()) for study in (one, clean)))
+
+
+def test_files_that_were_left_out_stay_out_of_a_study_when_they_were_repaired(workplace):
+    from test_datasets import damaged, grey, make_tree
+
+    bad = damaged(make_tree(workplace / "tree", ["train"], count=40) / "train" / "cat" / "3.png", "torn")
+    values = {"name": "s", "data": "tree", "skip_corrupt": True}
+    ps.run(config(trials=1, **values))
+    grey(3).save(bad)
+    study = ps.run(config(trials=2, **values))
+    assert [record.trial for record in study.records] == [0, 1]
+    assert "without 1 corrupt file" in study.subject.facts[1][1]
+    damaged(bad.with_name("4.png"), "torn")
+    with pytest.raises(DataError, match=r"4.png"):
+        ps.run(config(trials=3, **values))
+
+
+def test_an_image_that_becomes_corrupt_ends_the_search_and_no_trial_fails_for_it(workplace, monkeypatch):
+    from test_datasets import damaged, make_tree
+
+    tree = make_tree(workplace / "tree", ["train", "val", "test"], count=40)
+    monkeypatch.setattr(datasets, "MEMORY_SHARE", 0)
+    bad, whole = tree / "train" / "dog" / "7.png", (tree / "train" / "dog" / "7.png").read_bytes()
+
+    def damage(event):
+        if isinstance(event, TrialEnded) and event.record.trial == 1:
+            damaged(bad, "torn")
+
+    values = {"name": "s", "data": "tree", "trials": 4}
+    with pytest.raises(DataError, match=r"cannot read image .*dog/7.png"):
+        ps.run(config(**values), watch=damage)
+    assert [record.state for record in ps.load_study("s").records] == ["COMPLETE", "COMPLETE"]
+    bad.write_bytes(whole)
+    study = ps.run(config(**values))
+    assert [(record.trial, record.state) for record in study.records] == [(n, "COMPLETE") for n in range(4)]
+
+
+def test_an_evaluation_of_the_users_own_reads_its_images_by_itself(workplace):
+    with pytest.raises(InputError, match="--skip-corrupt is for the built-in training"):
+        ps.run(config(name="s", evaluate="mine:evaluate", skip_corrupt=True))
+
+    def mine(candidate):
+        raise DataError("cannot read image mine.png")
+
+    (record,) = ps.run(config(name="s", trials=1), evaluate=mine).records
+    assert (record.state, record.error) == ("FAIL", "DataError: cannot read image mine.png")
 
 
 @pytest.mark.parametrize(

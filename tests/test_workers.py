@@ -1,6 +1,9 @@
 import os
 import shutil
 import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pandas as pd
@@ -9,15 +12,18 @@ import torch
 from conftest import reproducible
 
 import placesearch as ps
-from placesearch.errors import InputError, StudyError
-from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Workers
+from placesearch.errors import DataError, InputError, StudyError
+from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Began, Pace, Workers, serve
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
-from placesearch.records import StepEnded, StudyBegan, Task, Told, TrialEnded
+from placesearch.records import OutOfMemory, StepEnded, StudyBegan, Task, Told, TrialEnded
 from placesearch.training.loop import Protocol
 
 from test_datasets import make_tree  # isort: skip
+from test_own import own  # isort: skip
 from test_study import config  # isort: skip
+
+SE = Placement.parse("unit1.bn2=se(r=2)")
 
 
 def assignment(**changes):
@@ -68,6 +74,170 @@ def test_a_trial_that_kills_its_worker_twice_fails_with_the_reason(workplace):
         (record,) = workers.results()
     assert (record.trial, record.state) == (5, "FAIL")
     assert record.error == "its worker process died twice (signal 9); out of memory?"
+
+
+def is_running(process):
+    """Tell whether a process runs, so neither ended nor a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ended(workers, count):
+    """Records of so many trials, by position."""
+    records = {}
+    while len(records) < count:
+        records |= {record.trial: record for record in workers.results()}
+    return records
+
+
+def test_a_trial_that_takes_too_long_fails_at_once_and_its_worker_is_replaced(workplace):
+    with Workers(1, assignment(evaluate="mine:hangs"), print, trial_timeout=0.5) as workers:
+        workers.submit(Task(4, SE, "se-everywhere", epochs=3, seed=7))
+        (record,) = workers.results()
+        assert workers._workers == []
+        workers.submit(Task(5, Placement(), None))  # a new worker takes seconds to get ready, which do not count
+        (after,) = workers.results()
+    assert record.error == "took longer than 0.5 s, its time limit (--trial-timeout)"
+    assert (record.trial, record.state, record.placement, record.reference) == (4, "FAIL", SE, "se-everywhere")
+    assert (record.epochs, record.seed, record.val_accuracy) == (3, 7, None)
+    assert 0.5 <= record.seconds < 5
+    assert (after.trial, after.state) == (5, "COMPLETE")
+    assert Path("evaluated").read_text() == f"{SE}\nnone\n"  # it is not tried again
+
+
+@pytest.mark.slow
+def test_a_study_with_a_time_limit_goes_on_past_trials_that_hang(workplace):
+    study = ps.run(own(trials=3, trial_timeout="0.5s", jobs=1, evaluate="mine:hangs"))
+    assert [record.state for record in study.records] == ["COMPLETE", "FAIL", "FAIL"]
+    assert study.records[1].error == "took longer than 0.5 s, its time limit (--trial-timeout)"
+    assert study.records[1].params > study.records[0].params
+    study = ps.run(own(trials=4, trial_timeout="0.4s", jobs=1, evaluate="mine:hangs"))  # it may change between runs
+    assert [record.trial for record in study.records] == [0, 1, 2, 3]
+    assert study.records[3].error == "took longer than 0.4 s, its time limit (--trial-timeout)"
+
+
+def test_with_a_time_limit_a_function_without_a_name_is_refused(workplace):
+    with pytest.raises(StudyError, match="a worker could not get ready: cannot import"):
+        ps.run(own(trial_timeout="1s"), evaluate=lambda _: 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_a_dead_worker_is_noticed_even_if_a_child_of_it_lives_and_that_ends_too(workplace):
+    with Workers(1, assignment(evaluate="mine:hangs_once"), print) as workers:
+        workers.submit(Task(0, SE, None))
+        while not Path("child").exists():
+            assert workers.results(timeout=0.1) == []
+        child = int(Path("child").read_text())
+        assert is_running(child)
+        os.kill(workers._workers[0].process.pid, signal.SIGKILL)
+        (record,) = workers.results(timeout=120)
+        assert record.state == "COMPLETE"  # it was tried again
+        assert not is_running(child)
+
+
+def test_when_the_memory_of_the_gpu_does_not_suffice_fewer_run_at_a_time_and_the_trial_again(workplace):
+    told = []
+    with Workers(2, assignment(evaluate="mine:hungry"), told.append) as workers:
+        workers.hire(2)
+        for trial, placement in enumerate((Placement(), SE)):
+            workers.submit(Task(trial, placement, None))
+        records = ended(workers, 2)
+        assert workers.size == len(workers._workers) == 1
+    assert {trial: (record.state, record.val_accuracy) for trial, record in records.items()} == {
+        0: ("COMPLETE", 0.1), 1: ("COMPLETE", 0.2)
+    }  # fmt: skip
+    lines = [event.line for event in told]
+    assert lines[0].endswith("out of memory on the GPU with 2 trials at a time; it runs again, from now on 1 at a time")
+
+
+@pytest.mark.slow
+def test_a_trial_for_which_the_memory_of_the_gpu_never_suffices_fails_when_it_was_alone(workplace):
+    with Workers(3, assignment(evaluate="mine:starving"), print) as workers:
+        workers.submit(Task(0, SE, None))
+        (record,) = workers.results()
+        assert (record.state, record.error) == (
+            "FAIL", "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB."
+        )  # fmt: skip
+        assert workers.size == 1
+    assert Path("evaluated").read_text().splitlines() == [str(SE)] * 3  # with 3, with 2, and alone
+
+
+@pytest.mark.slow
+def test_a_study_that_ran_out_of_memory_has_the_table_of_one_that_did_not(workplace):
+    told = []
+    two = ps.run(own(name="two", jobs=2, evaluate="mine:hungry"), watch=told.append)
+    assert any("out of memory on the GPU" in event.line for event in told if isinstance(event, Told))
+    one = ps.run(own(name="one", jobs=1, evaluate="mine:hungry"))
+    pd.testing.assert_frame_equal(*(reproducible(study.trials_frame()) for study in (one, two)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; written without one at hand")
+def test_what_a_gpu_says_when_its_memory_does_not_suffice_is_understood(workplace):
+    told = []
+    study = ps.run(own(jobs=2, trials=2, device="cuda", evaluate="mine:huge"), watch=told.append)
+    assert [record.state for record in study.records] == ["FAIL", "FAIL"]
+    assert study.records[0].error.startswith("OutOfMemoryError: CUDA out of memory")
+    assert any("it runs again, from now on 1 at a time" in event.line for event in told if isinstance(event, Told))
+
+
+@dataclass(frozen=True)
+class Unready:
+    """An assignment for which a worker cannot get ready, or whose evaluator meets an image that it cannot read."""
+
+    problem: Exception
+
+    @property
+    def protocol(self):
+        return assignment().protocol
+
+    def evaluator(self):
+        if isinstance(self.problem, DataError):
+            return self
+        raise self.problem
+
+    def evaluate(self, *_):
+        raise self.problem
+
+
+def answers(problem, asked):
+    """What a worker says that gets an `Unready` assignment and a task."""
+    ours, theirs = Pipe()
+    ours.send(Unready(problem))
+    ours.send(asked)
+    serve(theirs)
+    theirs.close()
+    said = []
+    with suppress(EOFError):
+        while True:
+            said.append(ours.recv())
+    return said
+
+
+def test_a_worker_without_the_memory_to_get_ready_says_so_of_its_task(workplace):
+    problem = torch.OutOfMemoryError("CUDA out of memory.")
+    (record,) = answers(problem, Task(3, SE, None))
+    assert isinstance(record, OutOfMemory)
+    assert (record.trial, record.state, record.error) == (3, "FAIL", "OutOfMemoryError: CUDA out of memory.")
+    assert answers(problem, Pace(1.0)) == [0.0]
+    with pytest.raises(RuntimeError, match="another"):
+        answers(RuntimeError("another"), Task(3, SE, None))
+
+
+def test_an_image_that_cannot_be_read_ends_a_worker_and_the_search_with_the_reason(workplace, monkeypatch):
+    began, error = answers(DataError("cannot read image x.png"), Task(3, SE, None))
+    assert isinstance(began, Began)
+    assert (type(error), str(error)) == (DataError, "cannot read image x.png")
+    with Workers(1, assignment(), print) as workers:
+        workers.hire(1)
+        ours, theirs = Pipe()
+        monkeypatch.setattr(workers._workers[0], "pipe", ours)
+        theirs.send(error)
+        with pytest.raises(DataError, match=r"cannot read image x.png"):
+            workers.results()
 
 
 def test_a_worker_that_cannot_get_ready_says_why(workplace):

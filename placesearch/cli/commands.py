@@ -1,11 +1,12 @@
 """What `placesearch` does on the command line. Only in this room are click and rich used.
 
-Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, and the
-same command goes on.
+Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, by Ctrl-C
+or SIGTERM, and the same command goes on.
 """
 
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "name": ("NAME", "Name of the study.  [default: BACKBONE-DATA]"),
     "trials": ("N", "Trials the study is to have, those of earlier runs included."),
     "timeout": ("TIME", "Longest time of this run, such as 90s, 10m or 2h."),
+    "trial_timeout": ("TIME", "Longest time of one trial; one that takes longer fails.  [default: none]"),
     "until": ("settled", "End when the model expects that little is left to win; other limits hold too."),
     "epochs": ("N", "Passes over the training split for each candidate."),
     "long_epochs": ("N", "The same for some of them, which estimates then speak of; 0 for none."),
@@ -106,6 +108,12 @@ def cli() -> None:
     "stop_early",
     default=None,
     help="Stop trainings that will not reach the front.  [default: no]",
+)
+@click.option(
+    "--skip-corrupt/--no-skip-corrupt",
+    "skip_corrupt",
+    default=None,
+    help="Leave out images of a folder that cannot be decoded.  [default: no]",
 )
 @click.option("--allow", multiple=True, metavar="MODULE:FUNCTION", help="Code that the study file may name.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -275,7 +283,9 @@ cli.add_command(export_command)
 
 
 def main() -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit; SIGTERM ends it as Ctrl-C does."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.captureWarnings(capture=True)  # what libraries deprecate is our business, not the user's
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     try:

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from placesearch.errors import StudyError, TrainingError
+from placesearch.errors import DataError, StudyError, TrainingError
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import factors_of, fold
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
 from placesearch.placement import Placement
-from placesearch.records import Milestone, StepEnded, Task, TrialRecord
+from placesearch.records import Milestone, OutOfMemory, StepEnded, Task, TrialRecord
 from placesearch.training.branch import Branch, load_branch
 from placesearch.training.datasets import Data
 from placesearch.training.loop import Protocol, Trainer
@@ -67,6 +67,9 @@ class Evaluator:
         Args:
             task: The candidate.
             watch: Is told of each finished step.
+
+        Raises:
+            DataError: If an image cannot be read, which is no candidate's failure.
         """
         return tried(task, self._protocol, self._device, lambda measured: self._measure(task, watch, measured))
 
@@ -180,27 +183,65 @@ def tried(
         protocol: How it is trained.
         device: Where to.
         measure: Evaluates it and puts what it measured into the mapping that it gets, by the names of `TrialRecord`.
+
+    Raises:
+        DataError: If an image cannot be read, which is no candidate's failure.
     """
     began = time.perf_counter()
     own = protocol_of(task, protocol)
     measured: dict[str, Any] = {"epochs": own.epochs, "seed": own.seed}
-    state, error = "COMPLETE", None
     try:
         with steady(device, protocol.threads):
             measure(measured)
-        state = measured.pop("state", state)
-    except TrainingError as problem:
-        state, error = "FAIL", str(problem)
+    except DataError:
+        raise
     except Exception as problem:  # noqa: BLE001 - the user's own code may raise anything, the search goes on
-        state, error = "FAIL", f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
+        return failed(task, protocol, problem, time.perf_counter() - began, measured)
     return TrialRecord(
         trial=task.trial,
-        state=state,
+        state=measured.pop("state", "COMPLETE"),
         placement=task.placement,
         reference=task.reference,
-        error=error,
         seconds=time.perf_counter() - began,
         **measured,
+    )
+
+
+def failed(
+    task: Task, protocol: Protocol, problem: Exception, seconds: float, measured: Mapping[str, Any] | None = None
+) -> TrialRecord:
+    """Return the record of a trial that failed; it says if that was for want of memory on the GPU.
+
+    Args:
+        task: The candidate.
+        protocol: How it was to be trained.
+        problem: Why it failed.
+        seconds: How long it took.
+        measured: What was measured all the same, by the names of `TrialRecord`.
+    """
+    text = " ".join(str(problem).split())[:500]
+    own = protocol_of(task, protocol)
+    kind = OutOfMemory if is_out_of_memory(problem) else TrialRecord
+    return kind(
+        trial=task.trial,
+        state="FAIL",
+        placement=task.placement,
+        reference=task.reference,
+        error=str(problem) if isinstance(problem, TrainingError) else f"{type(problem).__name__}: {text}",
+        seconds=seconds,
+        **{"epochs": own.epochs, "seed": own.seed, **(measured or {})},
+    )
+
+
+def is_out_of_memory(problem: Exception) -> bool:
+    """Tell whether the memory of the GPU did not suffice; torch says so, or the driver, where it allocates by itself.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory.")), is_out_of_memory(RuntimeError("no"))
+        (True, False)
+    """
+    return isinstance(problem, torch.OutOfMemoryError) or (
+        isinstance(problem, RuntimeError) and "CUDA error: out of memory" in str(problem)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from placesearch.errors import InputError, TrainingError
+from placesearch.errors import DataError, InputError, TrainingError
 from placesearch.evaluation.candidate import Watch, protocol_of, tried
 from placesearch.models.architecture import Architecture
 from placesearch.models.code import import_named
@@ -100,7 +100,11 @@ class OwnEvaluator:
             checkpoint=self._checkpoint,
         )
         torch.manual_seed(candidate.seed)
-        scores = _scores(self._evaluate(candidate))
+        try:
+            returned = self._evaluate(candidate)
+        except DataError as error:  # those of the function are its own, not the study's
+            raise TrainingError(f"DataError: {error}") from error
+        scores = _scores(returned)
         measured |= {**scores, "training_seconds": time.perf_counter() - began}
 
 

@@ -1,12 +1,16 @@
 """Who evaluates: this process, or worker processes, one thread each, that live as long as the search.
 
-A worker is a fresh Python process that talks through a pair of pipes. It ends by itself when the pipe to the process
-that started it closes, so nothing is left running after a kill. A trial whose worker dies is given to a new worker
-once; if that one dies too, the trial fails.
+A worker is a fresh Python process that talks through a pair of pipes. It ends by itself, with all that it started,
+when the pipe to the process that started it closes, so nothing is left running after a kill. A trial whose worker dies
+is given to a new worker once; if that one dies too, the trial fails. So does, at once, a trial that exceeds its time
+limit; its worker is killed. A trial for which the memory of the GPU does not suffice runs again among fewer, the batch
+size stays; it fails if it was alone.
 """
 
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -20,17 +24,23 @@ from typing import Self
 
 import torch
 
-from placesearch.errors import PlacesearchError, StudyError
-from placesearch.evaluation.candidate import Evaluator, Watch
+from placesearch.errors import DataError, PlacesearchError, StudyError, TrainingError
+from placesearch.evaluation.candidate import Evaluator, Watch, failed, is_out_of_memory
 from placesearch.evaluation.own import Evaluate, OwnEvaluator, evaluation_named
 from placesearch.models.architecture import Architecture
 from placesearch.models.weights import Checkpoint, read_weights
-from placesearch.records import StepEnded, Task, TrialRecord
+from placesearch.records import OutOfMemory, StepEnded, Task, Told, TrialRecord
 from placesearch.training.datasets import Data, load_data, shared_data
 from placesearch.training.loop import Protocol
 
 TOLD_EVERY = 0.2
 """Seconds between two reports of a worker on its steps."""
+
+LOOKED_AFTER_EVERY = 1.0
+"""Seconds between two looks for workers that died while something that they started holds their pipe open."""
+
+FAREWELL = 5.0
+"""Seconds that a worker whose pipe is closed may take to end by itself."""
 
 KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """What makes the C library of Linux keep freed memory in the process. By default it returns gradients and activations
@@ -52,6 +62,7 @@ class Assignment:
         evaluate: Name of the user's own evaluation; None for the built-in training.
         branches: Folder of the branches from which candidates go on, if they do.
         shared: File from which the data are mapped, made by `share_data`; None if each worker loads them.
+        skipped: Images that are left out, as `load_data` takes them.
     """
 
     plain: Architecture
@@ -62,6 +73,7 @@ class Assignment:
     branches: str | None = None
     evaluate: str | None = None
     shared: str | None = None
+    skipped: tuple[str, ...] = ()
 
     def evaluator(self, data: Data | None = None, evaluate: Evaluate | None = None) -> Evaluator | OwnEvaluator:
         """Load weights, and data and code if they are not loaded yet, and get ready."""
@@ -69,13 +81,19 @@ class Assignment:
         if evaluate is not None:
             return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self._checkpoint())
         if data is None:
-            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, self.plain.input_size[1])
+            side = self.plain.input_size[1]
+            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, side, self.skipped)
         branches = Path(self.branches) if self.branches else None
         return Evaluator(self.plain, self.protocol, data, torch.device(self.device), self._checkpoint(), branches)
 
     def _checkpoint(self) -> Checkpoint | None:
         """Read the weights, if there are any."""
         return read_weights(self.weights, self.plain.backbone) if self.weights else None
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """Says that a worker, which is ready now, has begun its task; from here on the time of the trial counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,23 +154,39 @@ class ThisProcess:
 
 @dataclass(slots=True)
 class _Worker:
+    """A worker process.
+
+    Args:
+        process: The process.
+        pipe: Our end of the pipe to it.
+        task: What it evaluates; None if it is idle.
+        among: How many trials, this one included, could run at a time when it got the task.
+        began: When it began the task, by `time.monotonic`; None if it has not.
+    """
+
     process: subprocess.Popen[bytes]
     pipe: Connection
     task: Task | None = None
+    among: int = 1
+    began: float | None = None
 
 
 class Workers:
     """Evaluates in worker processes.
 
     Args:
-        size: How many.
+        size: How many; fewer once the memory of the GPU did not suffice.
         assignment: What they need to know; None if that is not known yet, then `assign` tells.
-        watch: Is told of finished steps.
+        watch: Is told of finished steps, and of trials that run again for want of memory.
+        trial_timeout: Seconds after which a trial fails and its worker is killed; None for no such limit.
     """
 
-    def __init__(self, size: int, assignment: Assignment | None, watch: Watch) -> None:
-        self.size, self._assignment, self._watch = size, assignment, watch
+    def __init__(
+        self, size: int, assignment: Assignment | None, watch: Watch, trial_timeout: float | None = None
+    ) -> None:
+        self.size, self._assignment, self._watch, self.trial_timeout = size, assignment, watch, trial_timeout
         self._workers: list[_Worker] = []
+        self._waiting: deque[Task] = deque()
         self._deaths: dict[int, int] = {}
 
     def hire(self, count: int) -> None:
@@ -190,6 +224,8 @@ class Workers:
             except (EOFError, OSError):
                 self._bury(worker)
                 continue
+            if isinstance(reply, DataError):
+                raise reply
             if isinstance(reply, str):
                 raise StudyError(f"a worker could not get ready: {reply}")
             rates.append(reply)
@@ -199,13 +235,12 @@ class Workers:
         """Dismiss all idle workers but so many, and have no more than these from now on."""
         self.size = count
         for worker in self._workers[count:]:
-            worker.process.kill()
-            self._bury(worker)
+            self._dismiss(worker)
 
     def submit(self, task: Task) -> None:
         """Give a task to an idle worker, or to a new one."""
         idle = next((worker for worker in self._workers if worker.task is None), None) or self._hire()
-        idle.task = task
+        idle.task, idle.among, idle.began = task, self.size, None
         with suppress(OSError):  # it died while idle; `results` notices and hires another
             idle.pipe.send(task)
 
@@ -217,30 +252,84 @@ class Workers:
 
         Raises:
             StudyError: If a worker cannot get ready.
+            DataError: If an image cannot be read.
         """
         records: list[TrialRecord] = []
         until = None if timeout is None else time.monotonic() + timeout
         while not records:
             by_pipe = {worker.pipe: worker for worker in self._workers}
-            left = None if until is None else max(0.0, until - time.monotonic())
-            ready = wait(list(by_pipe), left)
-            if not ready:
-                break
-            for pipe in ready:
-                worker = by_pipe[pipe]  # type: ignore[index]
-                try:
-                    message = worker.pipe.recv()
-                except (EOFError, OSError, pickle.UnpicklingError):
+            for pipe in wait(list(by_pipe), self._patience(until)):
+                records += self._heard(by_pipe[pipe])  # type: ignore[index]
+            for worker in [worker for worker in self._workers if not worker.pipe.poll()]:  # it has nothing to say
+                if worker.process.poll() is not None:
                     records += self._bury(worker)
-                    continue
-                if isinstance(message, StepEnded):
-                    self._watch(message)
-                elif isinstance(message, TrialRecord):
-                    worker.task = None
-                    records.append(message)
-                else:
-                    raise StudyError(f"a worker could not get ready: {message}")
+                elif self._time_left(worker) <= 0:
+                    records += self._given_up(worker)
+            while self._waiting and sum(worker.task is not None for worker in self._workers) < self.size:
+                self.submit(self._waiting.popleft())
+            if until is not None and time.monotonic() >= until:
+                break
         return records
+
+    def _patience(self, until: float | None) -> float:
+        """Return for how many seconds to wait for workers before looking after them."""
+        ends = [self._time_left(worker) for worker in self._workers]
+        if until is not None:
+            ends.append(until - time.monotonic())
+        return max(0.0, min([LOOKED_AFTER_EVERY, *ends]))
+
+    def _time_left(self, worker: _Worker) -> float:
+        """Return the seconds that a worker's trial has left."""
+        if self.trial_timeout is None or worker.task is None or worker.began is None:
+            return float("inf")
+        return worker.began + self.trial_timeout - time.monotonic()
+
+    def _heard(self, worker: _Worker) -> list[TrialRecord]:
+        """Take a message of a worker; return the record that it is, or that becomes of its death."""
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return self._bury(worker)
+        if isinstance(message, StepEnded):
+            self._watch(message)
+        elif isinstance(message, Began):
+            worker.began = time.monotonic()
+        elif isinstance(message, OutOfMemory) and worker.among > 1:
+            self._make_room(worker)
+        elif isinstance(message, TrialRecord):
+            worker.task = None
+            return [message]
+        elif isinstance(message, DataError):
+            raise message
+        else:
+            raise StudyError(f"a worker could not get ready: {message}")
+        return []
+
+    def _make_room(self, worker: _Worker) -> None:
+        """Have fewer trials at a time, and let the one for which memory did not suffice run again among them."""
+        self._dismiss(worker)  # with the memory that it would keep
+        self.size = min(self.size, worker.among - 1)
+        task = worker.task
+        if task is not None:
+            self._waiting.append(task)
+            self._watch(
+                Told(
+                    f"trial {task.trial}: out of memory on the GPU with {worker.among} trials at a time; "
+                    f"it runs again, from now on {self.size} at a time"
+                )
+            )
+
+    def _given_up(self, worker: _Worker) -> list[TrialRecord]:
+        """Kill a worker whose trial takes too long; the trial fails."""
+        self._dismiss(worker)
+        return self._failure(worker, f"took longer than {self.trial_timeout:g} s, its time limit (--trial-timeout)")
+
+    def _failure(self, worker: _Worker, reason: str) -> list[TrialRecord]:
+        """Return the record of the trial of a worker that is gone."""
+        if worker.task is None or self._assignment is None:
+            return []
+        seconds = 0.0 if worker.began is None else time.monotonic() - worker.began
+        return [failed(worker.task, self._assignment.protocol, TrainingError(reason), seconds)]
 
     def _hire(self) -> _Worker:
         ours, theirs = Pipe()
@@ -260,9 +349,9 @@ class Workers:
 
     def _bury(self, worker: _Worker) -> list[TrialRecord]:
         """Take a dead worker away; its trial is tried once more, then fails."""
-        self._workers.remove(worker)
-        worker.pipe.close()
-        code = worker.process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(FAREWELL)
+        code = self._dismiss(worker)
         task = worker.task
         if task is None:
             return []
@@ -271,28 +360,45 @@ class Workers:
             self.submit(task)
             return []
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        error = f"its worker process died twice ({cause}); out of memory?"
-        return [
-            TrialRecord(trial=task.trial, state="FAIL", placement=task.placement, reference=task.reference, error=error)
-        ]
+        return self._failure(worker, f"its worker process died twice ({cause}); out of memory?")
+
+    def _dismiss(self, worker: _Worker) -> int:
+        """Kill a worker with all that it started, take it away and return its exit code."""
+        self._workers.remove(worker)
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.pipe.close()
+        return worker.process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.wait()
-            worker.pipe.close()
-        self._workers.clear()
+        for worker in [*self._workers]:
+            self._dismiss(worker)
+        self._waiting.clear()
+
+
+def end_with(descriptor: int) -> None:
+    """Wait until the other end of a pipe is closed; then end this process and all that it started, whatever they do.
+
+    Args:
+        descriptor: Our end.
+    """
+    pipe = select.poll()
+    pipe.register(descriptor, 0)  # no message is waited for, only that it is closed
+    pipe.poll()
+    with suppress(ProcessLookupError):  # this process leads no group
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def serve(pipe: Connection) -> None:
     """Evaluate the tasks that come through a pipe until it closes; the body of a worker process.
 
     Args:
-        pipe: First brings an `Assignment`, then tasks; takes steps, records and, if getting ready fails, a text.
+        pipe: First brings an `Assignment`, then tasks; takes that a task began, steps, records and, if getting ready
+            fails, a text; if an image cannot be read, the error.
     """
     last = 0.0
 
@@ -304,16 +410,28 @@ def serve(pipe: Connection) -> None:
             pipe.send(event)
 
     try:
+        assignment = pipe.recv()
         try:
-            evaluator = pipe.recv().evaluator()
+            evaluator = assignment.evaluator()
         except (PlacesearchError, OSError) as error:
             pipe.send(str(error))
             return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            asked = pipe.recv()
+            pipe.send(0.0 if isinstance(asked, Pace) else failed(asked, assignment.protocol, error, 0.0))
+            return
         while True:
             asked = pipe.recv()
-            if isinstance(asked, Pace) and isinstance(evaluator, Evaluator):
-                pipe.send(evaluator.pace(asked.seconds))
-            else:
-                pipe.send(evaluator.evaluate(asked, tell))
+            try:
+                if isinstance(asked, Pace) and isinstance(evaluator, Evaluator):
+                    pipe.send(evaluator.pace(asked.seconds))
+                else:
+                    pipe.send(Began())
+                    pipe.send(evaluator.evaluate(asked, tell))
+            except DataError as error:
+                pipe.send(error)
+                return
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the process that started this one is gone

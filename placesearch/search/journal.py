@@ -51,6 +51,11 @@ class _GatheringBackend(JournalFileBackend):
         else:
             self._gathered += json.loads(json.dumps(logs))  # as they will be read
 
+    @property
+    def whole(self) -> int:
+        """How many bytes of the file were read, all of them whole lines."""
+        return max(self._log_number_offset.values())
+
     def gather(self) -> None:
         """Keep records back from now on."""
         self._gathered, self._base = [], -1
@@ -68,12 +73,16 @@ class _GatheringBackend(JournalFileBackend):
 
 @contextmanager
 def at_once(storage: BaseStorage) -> Iterator[None]:
-    """Write all that is stored in the block as one piece, when it ends; other writers to a journal wait so long."""
+    """Write all that is stored in the block as one piece, when it ends; other writers to a journal wait so long.
+
+    What a writer that died before left of a last line is cut off.
+    """
     backend = getattr(storage, "_backend", None)
     if not isinstance(backend, _GatheringBackend):
         yield
         return
     with get_lock_file(backend._lock):
+        _mend(Path(backend._file_path), whole_before=backend.whole)
         storage.get_all_studies()  # reads what others wrote
         backend.gather()
         try:
@@ -104,9 +113,19 @@ def open_journal(path: Path, kind: type[Storage]) -> Storage:
     return kind(_GatheringBackend(str(path), lock_obj=lock))
 
 
-def _mend(path: Path) -> None:
-    whole = number = 0
+def _mend(path: Path, whole_before: int = 0) -> None:
+    """Cut off a last line that is torn.
+
+    Args:
+        path: The file.
+        whole_before: So many of its bytes are known to be whole lines.
+
+    Raises:
+        StudyError: If a line before the last one is damaged.
+    """
+    whole, number = whole_before, 0
     with path.open("rb") as file:
+        file.seek(whole)
         for line in file:
             if not _is_record(line):
                 break
@@ -114,7 +133,8 @@ def _mend(path: Path) -> None:
         else:
             return
         if file.read(1):
-            raise StudyError(f"{path} is damaged in line {number + 1}, which is not its last; restore it from a copy")
+            which = f"line {number + 1}" if not whole_before else "a line that was written just now"
+            raise StudyError(f"{path} is damaged in {which}, which is not its last; restore it from a copy")
     os.truncate(path, whole)
 
 

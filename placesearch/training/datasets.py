@@ -7,8 +7,9 @@ seed), a fifth of it and at most 5,000 images.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,13 @@ SOURCES: dict[str, Source] = {
 """Every data set by name; everything else is the path of a tree of image folders."""
 
 
-def inspect_data(spec: str) -> tuple[int, int]:
+def inspect_data(spec: str, *, skip_corrupt: bool = False) -> tuple[int, int]:
     """Return the number of classes and the native side of the images, without loading them.
 
     Args:
         spec: A name in `SOURCES`, or the path of a tree of image folders, for which the side is the shorter one of
             its first image, at most 224.
+        skip_corrupt: Whether the first image that can be read will do.
 
     Raises:
         DataError: If there is no such data set or the folder is unusable.
@@ -192,15 +194,43 @@ def inspect_data(spec: str) -> tuple[int, int]:
     if spec in SOURCES:
         return SOURCES[spec].classes, SOURCES[spec].side
     tree = _read_tree(Path(spec))
-    first = tree["train"][0][0]
-    try:
-        with Image.open(first) as image:
-            return len(_class_names(Path(spec))), min(*image.size, 224)
-    except OSError as error:
-        raise DataError(f"cannot read image {first}: {error}") from None
+    for path, _ in tree["train"]:
+        try:
+            with _opened(path) as image:
+                return len(_class_names(Path(spec))), min(*image.size, 224)
+        except _CorruptImageError:
+            if not skip_corrupt:
+                raise
+    raise DataError(f"{spec} holds no image that can be read")
 
 
-def load_data(spec: str, side: int) -> Data:
+def corrupt_images(spec: str) -> tuple[str, ...]:
+    """Decode every image of a data set once; return those that cannot be decoded, as `load_data` leaves them out.
+
+    Args:
+        spec: A name in `SOURCES`, which has none, or the path of a tree of image folders.
+
+    Raises:
+        DataError: If there is no such data set, the folder is unusable, or the system cannot read a file.
+    """
+    if spec in SOURCES:
+        return ()
+    files = [path for split in _read_tree(Path(spec)).values() for path, _ in split]
+
+    def is_corrupt(path: Path) -> bool:
+        try:
+            with _opened(path) as image:
+                image.convert("RGB")
+        except _CorruptImageError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        corrupt = [path for path, bad in zip(files, pool.map(is_corrupt, files), strict=True) if bad]
+    return tuple(path.relative_to(spec).as_posix() for path in corrupt)
+
+
+def load_data(spec: str, side: int, skipped: Collection[str] = ()) -> Data:
     """Load a data set with its three splits, at side x side pixels.
 
     It is held in memory unless it is a tree of image folders that would take more than `MEMORY_SHARE` of it; then each
@@ -210,6 +240,7 @@ def load_data(spec: str, side: int) -> Data:
         spec: A name in `SOURCES`, or the path of a tree of image folders.
         side: Height and width of the input; images of another size are resized (those of folders so that their
             shorter side fits, and cropped in the middle).
+        skipped: Files of the tree that are left out, by their paths in it, as `corrupt_images` returns them.
 
     Raises:
         DataError: If there is no such data set, a file cannot be read, or a class has too few images for three splits.
@@ -222,7 +253,7 @@ def load_data(spec: str, side: int) -> Data:
         }
         classes = tuple(str(label) for label in range(source.classes))
     else:
-        tree = _read_tree(Path(spec))
+        tree = _read_tree(Path(spec), skipped)
         classes, flip = _class_names(Path(spec)), True
         held = sum(len(files) for files in tree.values()) * side * side * 3 <= MEMORY_SHARE * _memory()
         splits = {}
@@ -303,7 +334,7 @@ def _at_side(images: Tensor, side: int) -> Tensor:
     return torch.cat(parts).contiguous()
 
 
-def _read_tree(root: Path) -> dict[str, list[tuple[Path, int]]]:
+def _read_tree(root: Path, skipped: Collection[str] = ()) -> dict[str, list[tuple[Path, int]]]:
     """List files and labels of a tree: train/ and any of val/, test/ with class folders, or class folders alone."""
     if not root.exists():
         known = ", ".join(SOURCES)
@@ -317,7 +348,7 @@ def _read_tree(root: Path) -> dict[str, list[tuple[Path, int]]]:
     folders = (
         {name: path for name, path in parts.items() if path.is_dir()} if parts["train"].is_dir() else {"train": root}
     )
-    tree = {}
+    tree, left_out = {}, {root / path for path in skipped}
     for split, folder in folders.items():
         strangers = sorted({path.name for path in _folders(folder)} - set(names))
         if strangers:
@@ -327,9 +358,12 @@ def _read_tree(root: Path) -> dict[str, list[tuple[Path, int]]]:
             images = sorted(
                 path for path in (folder / name).rglob("*") if path.suffix.lower() in tv.folder.IMG_EXTENSIONS
             )
-            if not images:
-                raise DataError(f"class folder {folder / name} holds no images")
-            files += [(path, label) for path in images]
+            files_of_class = [(path, label) for path in images if path not in left_out]
+            if not files_of_class:
+                raise DataError(
+                    f"class folder {folder / name} holds no images{' that can be decoded' if images else ''}"
+                )
+            files += files_of_class
         tree[split] = files
     return tree
 
@@ -352,17 +386,37 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+class _CorruptImageError(DataError):
+    """A file is no image that can be decoded."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image, to be decoded in the block.
+
+    Raises:
+        _CorruptImageError: If it cannot be decoded.
+        DataError: If the system cannot read the file.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"cannot read image {path}: {error.strerror}") from None
+        raise _CorruptImageError(
+            f"cannot read image {path}: {reason_of(error)}; restore or remove the file, or leave all such files out of "
+            "a new study: --skip-corrupt"
+        ) from None
+
+
 def _decoded(files: Sequence[Path], side: int) -> Tensor:
     """Read images, several at a time, and bring them to side x side pixels."""
     images = torch.empty(len(files), side, side, 3, dtype=torch.uint8)
 
     def decode(index: int) -> None:
-        path = files[index]
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"cannot read image {path}: {error}") from None
+        with _opened(files[index]) as opened:
+            image = opened.convert("RGB")
         scale = side / min(image.size)
         if scale != 1:
             image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR)
