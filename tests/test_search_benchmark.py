@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from benchmarks import search
 
@@ -153,3 +154,19 @@ def test_smoothing_finds_effects_that_single_scores_hide():
     estimates = search.smoothed(trials, landscape.space)
     assert np.corrcoef(estimates.values, truth)[0, 1] > 0.75 > 0.6 > np.corrcoef(scores, truth)[0, 1]
     assert ((estimates.low < truth) & (truth < estimates.high)).mean() > 0.8
+
+
+def test_medians_are_over_what_all_ran_on_and_who_ran_on_few_is_compared_there():
+    """`gp` has one landscape of four, `random` three; ours is 0.2 better than either on each."""
+    rows = [
+        ["additive", 8, 1, seed, strategy, recommendation, 300, 0.1 * seed + 0.2 * (strategy == "additive")]
+        for strategy, seeds in {"additive": 4, "random": 3, "gp": 1}.items()
+        for seed in range(seeds)
+        for recommendation in search.RECOMMENDATIONS
+    ]
+    table = pd.DataFrame(rows, columns=search.COLUMNS[:8])
+    shared, few = search._common(table)
+    assert few == ["gp"]
+    assert shared.groupby("strategy").seed.unique().map(list).to_dict() == {"additive": [0, 1, 2], "random": [0, 1, 2]}
+    assert "1 landscapes" in (line := search._where_it_ran(table, "gp"))
+    assert "`gp` 0.000 observed, 0.000 smoothed; `additive` 0.200 observed, 0.200 smoothed" in line
