@@ -211,6 +211,9 @@ class StudyConfig(BaseModel):
     device: str = "auto"
     max_jobs: Annotated[int, Field(ge=1, le=10_000)] = MOST_JOBS
     jobs: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    engine: Literal["local", "ray"] = "local"
+    address: Annotated[str, Field(min_length=1)] | None = None
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
     storage: Annotated[StorageUrl, BeforeValidator(_address), PlainSerializer(lambda url: url.shown)] | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -289,7 +292,9 @@ class StudyConfig(BaseModel):
         return self.model_dump(mode="json")
 
 
-RUN_FIELDS = frozenset({"trials", "timeout", "trial_timeout", "until", "device", "jobs"})
+RUN_FIELDS = frozenset(
+    {"trials", "timeout", "trial_timeout", "until", "device", "jobs", "engine", "address", "gpus_per_worker"}
+)
 """Fields that may change from run to run; all others are the identity of a study."""
 
 

@@ -1,6 +1,5 @@
 """The resolved definition of a study: every default filled in, kept in `studies/NAME/study.yaml`."""
 
-import hashlib
 import importlib.metadata
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 
 from placesearch.config import RUN_FIELDS, StudyConfig, parse_yaml, read_yaml
 from placesearch.errors import StudyError
+from placesearch.evaluation.versions import code_fingerprint
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
 from placesearch.placement import BlockSetting
@@ -296,12 +296,3 @@ def settle(definition: Definition) -> list[str]:
     return (
         [f"note: versions changed since the study began ({', '.join(changed)}); numbers may differ"] if changed else []
     )
-
-
-def code_fingerprint() -> str:
-    """Return a hash of the source of this package, the same wherever it is installed."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]

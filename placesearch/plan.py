@@ -1,6 +1,5 @@
 """What a run is to do: every default filled in, backbone and data looked at, costs counted; nothing is written."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -20,12 +19,12 @@ from placesearch.costs import CostTable
 from placesearch.costs.latency import ENOUGH, LatencyTable, agreement, latency_table
 from placesearch.definition import (
     Definition,
-    code_fingerprint,
     read_definition_of,
     refuse_difference,
     study_folder,
 )
 from placesearch.errors import BackboneError, InputError
+from placesearch.evaluation.versions import PACKAGES, versions
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.graph import InputSize
@@ -199,8 +198,8 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
         precision=pick_precision(device),
         start=start,
     )
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in ("placesearch", "torch", "torchvision", "optuna")}
+    installed = versions()
+    here = {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES}
     shapes = {site.name: [site.channels, site.height, site.width] for site in sites}
     weights = checkpoint.name if checkpoint else None
     network = {site.name: [site.channels, site.height, site.width] for site in every if site.kinds}
@@ -211,12 +210,12 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
         input_size,
         shapes,
         {},
-        versions,
+        here,
         weights,
         network=network,
         hardware=_hardware(device),
         device=device.type,
-        code=code_fingerprint(),
+        code=installed["code"],
     )
     counted: dict[str, list[Any]] = {}
     params = sum(weight.numel() for weight in backbone.parameters())

@@ -12,6 +12,7 @@ from placesearch.config import StudyConfig
 from placesearch.definition import Definition
 from placesearch.evaluation.fitting import fit
 from placesearch.evaluation.own import Evaluate
+from placesearch.evaluation.ray_workers import RayWorkers
 from placesearch.evaluation.workers import Assignment, Evaluators, ThisProcess, Workers
 from placesearch.records import Event, Told
 from placesearch.training.datasets import Data, share_data
@@ -23,6 +24,7 @@ PACE_SECONDS = 3.0
 """How long each number of workers trains the plain network, to find out how many fill a GPU."""
 
 Watch = Callable[[Event], None]
+Pool = Workers | RayWorkers
 
 
 def jobs_for(config: StudyConfig, device: torch.device) -> int:
@@ -39,6 +41,18 @@ def jobs_for(config: StudyConfig, device: torch.device) -> int:
     else:
         jobs = config.jobs
     return max(1, min(jobs, config.trials or jobs))
+
+
+def ray_workers(config: StudyConfig, device: torch.device, watch: Watch) -> RayWorkers:
+    """Return workers on the Ray cluster that a study is to use.
+
+    Raises:
+        InputError: If Ray is not installed, or the cluster cannot be reached.
+    """
+    wanted = None if config.jobs == "auto" else config.jobs
+    most = min(config.max_jobs, config.trials or config.max_jobs)
+    gpus = config.gpus_per_worker if device.type == "cuda" else 0.0
+    return RayWorkers(wanted, most, watch, config.address, gpus, config.trial_timeout)
 
 
 def assignment_of(definition: Definition, device: torch.device, folder: Path) -> Assignment:
@@ -68,7 +82,7 @@ def staffed(
     definition: Definition,
     data: Data | None,
     evaluate: Evaluate | None,
-    workers: Workers,
+    workers: Pool,
     watch: Watch,
     folder: Path,
 ) -> Iterator[Evaluators]:
@@ -83,6 +97,11 @@ def staffed(
         watch: Is told what happens.
         folder: Where to keep the data that workers share.
     """
+    if isinstance(workers, RayWorkers):
+        workers.assign(assignment, data)
+        del data
+        yield workers
+        return
     device = torch.device(assignment.device)
     fits = _is_fitted(definition.config, device)
     if workers.size == 1 and workers.trial_timeout is None and not fits:

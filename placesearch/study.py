@@ -36,7 +36,7 @@ from placesearch.reporting.writing import Subject, caution, found_architecture, 
 from placesearch.search.findings import Findings
 from placesearch.search.samplers import check_sampler
 from placesearch.search.trials import Trials, read_shared
-from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
+from placesearch.staffing import Pool, Watch, assignment_of, jobs_for, ray_workers, staffed
 from placesearch.storage_url import StorageUrl
 from placesearch.training.datasets import load_data
 from placesearch.training.loop import pick_device
@@ -194,6 +194,11 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = jobs_for(config, device)
+    if config.engine == "ray":
+        if callable(evaluate):
+            raise InputError("--engine ray needs an evaluation by its name, package.module:function")
+        with ray_workers(config, device, watch) as actors:
+            return _run(config, here, device, actors, watch)
     with Workers(jobs, None, watch, config.trial_timeout) as workers:
         ahead = jobs > 1 or config.trial_timeout is not None
         if ahead and "latency_ms" not in config.objectives and config.max_latency is None:
@@ -201,7 +206,7 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
         return _run(config, here, device, workers, watch)
 
 
-def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, workers: Workers, watch: Watch) -> Study:
+def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, workers: Pool, watch: Watch) -> Study:
     """Plan and run a study.
 
     Args:

@@ -79,6 +79,9 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "trials but the last N-1 (2N-1 above 8).  [default: 8]",
     ),
     "device": ("NAME", "auto, cpu, cuda, cuda:1, ...  [default: auto]"),
+    "engine": ("local|ray", "ray: workers are actors on a Ray cluster.  [default: local]"),
+    "address": ("ADDRESS", "Of the Ray cluster, such as auto or ray://host:10001.  [default: one in this machine]"),
+    "gpus_per_worker": ("SHARE", "Share of a GPU that a worker on a Ray cluster holds.  [default: 1]"),
     "storage": (
         "URL",
         "Keep the trials in a database, so that other machines can work on them: postgresql://user@host/database, "

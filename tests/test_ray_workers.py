@@ -1,0 +1,190 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import reproducible
+
+import placesearch as ps
+from placesearch.errors import InputError, StudyError
+from placesearch.evaluation.ray_workers import Actor, RayWorkers, data_of, images_of
+from placesearch.evaluation.versions import versions
+from placesearch.placement import Placement
+from placesearch.records import StepEnded, Task, Told, TrialBegan, TrialEnded
+from placesearch.training.datasets import load_data
+
+from test_study import config  # isort: skip
+from test_workers import assignment  # isort: skip
+
+OWN = {"backbone": "mine:tiny", "evaluate": "mine:scored", "reductions": (2, 4)}
+
+ray_of_their_own = pytest.mark.filterwarnings("ignore")  # Ray and what it imports warn about each other
+"""What a test on a cluster has; the versions of Ray are not ours to mend."""
+
+
+@pytest.fixture
+def cluster(workplace, monkeypatch):
+    """Three nodes in this machine: one with nothing but the driver, two with two processors each."""
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PAUSE", "0.5")
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    started.workers = [started.add_node(num_cpus=2) for _ in range(2)]
+    yield started
+    started.shutdown()
+
+
+def test_data_come_out_as_they_were_put_in():
+    data = load_data("digits", 8)
+    again = data_of(images_of(data))
+    assert again.fingerprint() == data.fingerprint()
+    assert (again.classes, again.flip) == (data.classes, data.flip)
+    assert again.splits["train"].images.data_ptr() == data.splits["train"].images.data_ptr()  # no copy
+
+
+def test_an_actor_refuses_to_work_with_other_code(workplace):
+    task = Task(0, Placement(), None)
+    other = versions() | {"torch": "2.0.0", "code": "0" * 16}
+    told = Actor().evaluate(task, assignment(), None, other)
+    assert told.startswith(
+        f"its results would not compare: torch 2.0.0 -> {versions()['torch']}; code 0000000000000000"
+    )
+    assert (
+        Actor()
+        .evaluate(task, assignment(backbone="mine:nothing"), None, versions())
+        .startswith("module 'mine' has no function 'nothing'")
+    )
+
+
+def test_an_actor_evaluates_as_a_worker_does_and_tells_how_far_it_is(workplace):
+    actor, seen = Actor(), []
+    actor._see = lambda event: seen.append((event, actor.status()[0] > 0))
+    record = actor.evaluate(Task(3, Placement(), None), assignment(), images_of(load_data("digits", 32)), versions())
+    assert (record.trial, record.state) == (3, "COMPLETE")
+    assert isinstance(seen[-1][0], StepEnded)
+    assert all(running for _, running in seen)
+    assert actor.status()[0] == 0.0
+
+
+def test_without_ray_one_line_names_the_extra(workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"--engine ray needs Ray, .*: pip install 'placesearch\[ray\]'"):
+        ps.run(ps.StudyConfig(**OWN, engine="ray", trials=3))
+
+
+def test_a_function_without_a_name_cannot_be_sent_to_a_cluster(workplace):
+    with pytest.raises(InputError, match="needs an evaluation by its name"):
+        ps.run(config(engine="ray"), evaluate=lambda candidate: 0.5)
+
+
+@pytest.mark.slow
+@ray_of_their_own
+def test_a_study_on_a_cluster_is_the_same_as_one_in_this_process_though_a_node_dies(cluster):
+    alone = ps.run(ps.StudyConfig(**OWN, name="alone", trials=24, jobs=1))
+    events, ended = [], []
+
+    def watch(event):
+        events.append(event)
+        ended.append(isinstance(event, TrialEnded))
+        if sum(ended) == 8 and ended[-1]:
+            cluster.remove_node(cluster.workers[0], allow_graceful=False)
+
+    shared = ps.run(ps.StudyConfig(**OWN, name="shared", trials=24, engine="ray", address=cluster.address), watch=watch)
+    pd.testing.assert_frame_equal(reproducible(shared.trials_frame()), reproducible(alone.trials_frame()))
+    told = [event.line for event in events if isinstance(event, Told)]
+    assert "4 trials at a time: that is what the Ray cluster has room for" in told
+    assert sum("its node is gone; it runs again on another one" in line for line in told) in (1, 2)
+    began = [event.task.trial for event in events if isinstance(event, TrialBegan)]
+    assert sorted(began) == list(range(24))
+
+
+@pytest.mark.slow
+@ray_of_their_own
+def test_training_on_a_cluster_tells_its_steps_and_nodes_that_join_are_used(cluster, monkeypatch):
+    monkeypatch.setattr("placesearch.evaluation.ray_workers.ROOM_EVERY", 1.0)
+    events = []
+
+    def watch(event):
+        events.append(event)
+        if isinstance(event, TrialEnded) and event.record.trial == 2:
+            cluster.add_node(num_cpus=1)
+
+    settings = {"trials": 14, "epochs": 8}
+    found = ps.run(config(name="s", engine="ray", jobs=5, address=cluster.address, **settings), watch=watch)
+    alone = ps.run(config(name="alone", **settings))
+    pd.testing.assert_frame_equal(reproducible(found.trials_frame()), reproducible(alone.trials_frame()))
+    assert any(isinstance(event, StepEnded) for event in events)
+    assert any(isinstance(event, Told) and event.line.startswith("5 trials at a time") for event in events)
+
+
+@pytest.mark.slow
+@ray_of_their_own
+def test_what_hangs_dies_twice_or_cannot_get_ready_ends_as_it_does_elsewhere(cluster, workplace):
+    (workplace / "odd.py").write_text(
+        "import os, time\n"
+        "def hang(candidate): time.sleep(3600 if candidate.placement else 0); return 0.5\n"
+        "def die(candidate): os._exit(3) if candidate.placement else None; return 0.5\n"
+    )
+    given = OWN | {"engine": "ray", "address": cluster.address, "trials": 2, "jobs": 2}
+    hung = ps.run(ps.StudyConfig(**given | {"evaluate": "odd:hang"}, name="hung", trial_timeout=2))
+    assert [record.state for record in hung.records] == ["COMPLETE", "FAIL"]
+    assert hung.records[1].error == "took longer than 2 s, its time limit (--trial-timeout)"
+    dead = ps.run(ps.StudyConfig(**given | {"evaluate": "odd:die"}, name="dead"))
+    assert [record.state for record in dead.records] == ["COMPLETE", "FAIL"]
+    assert dead.records[1].error.startswith("its actor died twice")
+    with RayWorkers(1, 8, lambda _: None, cluster.address) as workers:
+        workers.assign(assignment(backbone="mine:nothing"), None)
+        workers.submit(Task(0, Placement(), None))
+        with pytest.raises(StudyError, match="an actor could not get ready: module 'mine' has no function"):
+            workers.results()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_ends_with_the_command_even_if_that_is_killed(workplace, start):
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    arguments = (
+        "--backbone",
+        "mine:tiny",
+        "--evaluate",
+        "mine:scored",
+        "--engine",
+        "ray",
+        "--trials",
+        "60",
+        "--jobs",
+        "1",
+    )
+    running = start("run", *arguments, "--name", "s", env={"PAUSE": "0.3"}, start_new_session=True)
+    log = workplace / "studies" / "s" / "journal.log"
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"op_code":6') >= 2):  # two trials have ended
+        assert running.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    until = time.monotonic() + 60
+    while _raylets(running.pid):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    code = start("run", *arguments[:-4], "--trials", "6", "--jobs", "1", "--name", "s")
+    _, err = code.communicate(timeout=120)
+    assert code.returncode == 0, err
+    assert torch.arange(6).tolist() == pd.read_csv("reports/s/trials.csv").trial.tolist()[:6]
+
+
+def _raylets(session):
+    """What works of the session that a command began; two agents of Ray itself take longer to notice."""
+    out = subprocess.run(["ps", "-o", "pid=,comm=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return [
+        line
+        for line in out.stdout.splitlines()
+        if not {"defunct", "Agent", "DashboardA", "RuntimeEnv"} & set(re.split(r"\W+", line))
+    ]
