@@ -1,9 +1,12 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -52,25 +55,46 @@ def test_data_come_out_as_they_were_put_in():
 def test_an_actor_refuses_to_work_with_other_code(workplace):
     task = Task(0, Placement(), None)
     other = versions() | {"torch": "2.0.0", "code": "0" * 16}
-    told = Actor().evaluate(task, assignment(), None, other)
+    told, _ = Actor(".").evaluate(task, assignment(), None, other)
     assert told.startswith(
         f"its results would not compare: torch 2.0.0 -> {versions()['torch']}; code 0000000000000000"
     )
-    assert (
-        Actor()
-        .evaluate(task, assignment(backbone="mine:nothing"), None, versions())
-        .startswith("module 'mine' has no function 'nothing'")
-    )
+    told, _ = Actor(".").evaluate(task, assignment(backbone="mine:nothing"), None, versions())
+    assert told.startswith("module 'mine' has no function 'nothing'")
 
 
 def test_an_actor_evaluates_as_a_worker_does_and_tells_how_far_it_is(workplace):
-    actor, seen = Actor(), []
+    actor, seen = Actor("."), []
     actor._see = lambda event: seen.append((event, actor.status()[0] > 0))
-    record = actor.evaluate(Task(3, Placement(), None), assignment(), images_of(load_data("digits", 32)), versions())
-    assert (record.trial, record.state) == (3, "COMPLETE")
+    images = images_of(load_data("digits", 32))
+    record, lines = actor.evaluate(Task(3, Placement(), None), assignment(), images, versions())
+    assert (record.trial, record.state, lines) == (3, "COMPLETE", [])
     assert isinstance(seen[-1][0], StepEnded)
     assert all(running for _, running in seen)
     assert actor.status()[0] == 0.0
+
+
+def test_what_an_evaluation_prints_comes_with_what_it_returns(workplace):
+    (workplace / "loud.py").write_text(
+        "import sys\n"
+        "def evaluate(candidate): print('heard'); print('10 %\\r20 %', end='', file=sys.stderr); return 0.5\n"
+    )
+    given = assignment(evaluate="loud:evaluate")
+    record, lines = Actor(".").evaluate(Task(0, Placement(), None), given, None, versions())
+    assert (record.state, lines) == ("COMPLETE", ["heard", "20 %"])
+
+
+@pytest.mark.parametrize(("folder", "kept"), [(".", "studies"), ("/nowhere", "temporary")])
+def test_a_node_without_the_study_keeps_branches_among_temporary_files(workplace, monkeypatch, folder, kept):
+    (workplace / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(workplace / "temporary"))
+    given = assignment(epochs=5)
+    given = replace(given, protocol=replace(given.protocol, start="branch"), branches="studies/s")
+    (workplace / "studies" / "s").mkdir(parents=True)
+    images = images_of(load_data("digits", 32))
+    record, _ = Actor(folder).evaluate(Task(0, Placement(), None), given, images, versions())
+    assert record.state == "COMPLETE", record.error
+    assert [path.relative_to(workplace).parts[0] for path in workplace.rglob("branch-*.safetensors")] == [kept]
 
 
 def test_without_ray_one_line_names_the_extra(workplace, monkeypatch):
@@ -147,9 +171,101 @@ def test_what_hangs_dies_twice_or_cannot_get_ready_ends_as_it_does_elsewhere(clu
 
 
 @pytest.mark.slow
+@ray_of_their_own
+def test_a_trial_that_takes_down_node_after_node_fails(cluster, workplace, monkeypatch):
+    monkeypatch.setattr("placesearch.evaluation.ray_workers.MOST_NODES", 1)
+    (workplace / "odd.py").write_text("import time\ndef hang(candidate): time.sleep(3600)\n")
+    with RayWorkers(4, 8, lambda _: None, cluster.address) as workers:
+        workers.assign(assignment(evaluate="odd:hang"), None)
+        for trial in range(4):
+            workers.submit(Task(trial, Placement(), None))
+        while any(hand.task is None for hand in workers._hands) or len(workers._hands) < 4:
+            assert workers.results(timeout=0.5) == []
+        cluster.remove_node(cluster.workers[0], allow_graceful=False)
+        records = workers.results()
+        records += workers.results() if len(records) < 2 else []
+    assert [record.state for record in records] == ["FAIL", "FAIL"]
+    assert {record.error for record in records} == {"its node died 1 times; out of memory?"}
+
+
+@pytest.mark.slow
+@ray_of_their_own
+@pytest.mark.parametrize("kind", ["without", "other"])
+def test_a_node_that_lacks_this_code_or_has_another_ends_the_run_with_the_difference(workplace, kind):
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    from ray.cluster_utils import Cluster
+
+    there = workplace / "there" / "placesearch"
+    if kind == "other":
+        shutil.copytree(Path(ps.__file__).parent, there, ignore=shutil.ignore_patterns("__pycache__"))
+        with (there / "front.py").open("a") as file:
+            file.write("# another line\n")
+    else:
+        there.mkdir(parents=True)
+        (there / "__init__.py").write_text("raise ImportError('not installed here')\n")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(there.parent)})
+        said = (
+            r"would not compare: code \w{16} -> \w{16}" if kind == "other" else "could not begin: .*not installed here"
+        )
+        with pytest.raises(StudyError, match=said):
+            ps.run(ps.StudyConfig(**OWN, name="s", trials=2, engine="ray", address=cluster.address))
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_leaves_the_screen_and_sigterm_to_the_command(workplace, start):
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    (workplace / "odd.py").write_text(
+        "import os, time\ndef die(candidate): os._exit(3) if candidate.placement else print('spoken'); return 0.5\n"
+    )
+    own = ["--backbone", "mine:tiny", "--evaluate", "odd:die", "--reductions", "2,4", "--engine", "ray"]
+    running = start("run", *own, "--trials", "100000", "--jobs", "1", "--name", "s", start_new_session=True)
+    out = []
+    for line in running.stdout:
+        out.append(line)
+        if "trial 1: failed" in line:
+            running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 130, running.stderr.read()
+    assert running.stderr.read().splitlines() == [
+        "placesearch: interrupted; reports are in reports/s/, and the same command goes on where it stopped"
+    ]
+    assert "trial 0: spoken\n" in out
+    ours = re.compile(r"study s|  |\d+ trials? at a time|trial 0: spoken|\d+/100000  trial |note")
+    assert [line for line in out if not ours.match(line)] == []
+    assert _raylets(running.pid) == []
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_head_is_gone_ends_the_run_with_one_line(cluster, workplace):
+    (workplace / "run.py").write_text(
+        "import sys, placesearch as ps\n"
+        "from placesearch.evaluation import ray_workers\n"
+        "ray_workers.SILENCE = 5.0\n"
+        f"config = ps.StudyConfig(**{OWN!r}, name='s', trials=1000, engine='ray', address={cluster.address!r})\n"
+        "try: ps.run(config, watch=lambda event: print(type(event).__name__, flush=True))\n"
+        "except ps.errors.StudyError as error: print(error)\n"
+    )
+    command = [sys.executable, "run.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            if line == "TrialEnded\n" and cluster.head_node.live_processes():
+                cluster.head_node.kill_gcs_server()
+                break
+        out, _ = running.communicate(timeout=50)  # before Ray's minute is over
+    assert running.returncode == 0
+    assert out.splitlines()[-1] == (
+        f"the Ray cluster {cluster.address} has not answered for 5 s; every finished trial is kept, the same command "
+        "goes on"
+    )
+
+
+@pytest.mark.slow
 def test_a_cluster_of_its_own_ends_with_the_command_even_if_that_is_killed(workplace, start):
     pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
-    arguments = (
+    arguments = [
         "--backbone",
         "mine:tiny",
         "--evaluate",
@@ -160,7 +276,7 @@ def test_a_cluster_of_its_own_ends_with_the_command_even_if_that_is_killed(workp
         "60",
         "--jobs",
         "1",
-    )
+    ]
     running = start("run", *arguments, "--name", "s", env={"PAUSE": "0.3"}, start_new_session=True)
     log = workplace / "studies" / "s" / "journal.log"
     until = time.monotonic() + 120

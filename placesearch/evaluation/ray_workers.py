@@ -2,35 +2,56 @@
 
 An actor holds a processor, or a share of a GPU, and evaluates just as a worker process does. The data are put into
 Ray's object store once and are mapped by all actors of a node. A trial whose actor dies is given to another one once;
-if that one dies too, the trial fails. The death of a whole node is nobody's fault: its trials are given to others as
-often as that happens. Actors end with the process that started them, however that ends.
+if that one dies too, the trial fails. The death of a whole node is rarely the fault of a trial, which may lose more
+nodes than actors before it fails. Actors end with the process that started them, however that ends.
+
+Ray itself ends a process that cannot reach the head of its cluster for a minute, without a word to those who wait in
+it. Therefore a thread looks at the cluster, and the study ends in an orderly way before that.
 """
 
+import contextlib
 import importlib
+import io
 import logging
 import os
+import signal
+import tempfile
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from placesearch.errors import DataError, InputError, PlacesearchError, StudyError, TrainingError, reason_of
-from placesearch.evaluation.candidate import Evaluator, Watch, failed
+from placesearch.evaluation.candidate import Evaluator, Watch, failed, is_out_of_memory
 from placesearch.evaluation.own import OwnEvaluator
 from placesearch.evaluation.versions import versions
 from placesearch.evaluation.workers import Assignment
 from placesearch.records import OutOfMemory, StepEnded, Task, Told, TrialRecord
 from placesearch.training.datasets import Data, Split
 
-LOOKED_AT_EVERY, ROOM_EVERY = 0.5, 10.0
+LOOKED_AT_EVERY, ROOM_EVERY = 0.5, 1.0
 """Seconds between two looks at what actors do, and at how much room the cluster has."""
 
 NOTICED_WITHIN = 5.0
 """Seconds after the death of an actor in which the death of its node becomes known."""
+
+SILENCE = 25.0
+"""Seconds without an answer after which the head of a cluster is taken for dead. After 60 Ray ends this process."""
+
+MOST_NODES = 5
+"""A trial that lost so many nodes fails: it may be what brings them down, by their memory say."""
+
+MOST_STILLBORN = 5
+"""So many actors in a row may die before they can begin anything."""
+
+MOST_LINES = 100
+"""So many lines that an evaluation prints between two looks are told, the last ones."""
 
 Images = Mapping[str, Any]
 
@@ -52,18 +73,59 @@ def data_of(images: Images) -> Data:
     return Data(splits, images["classes"], images["flip"])
 
 
-class Actor:
-    """Evaluates one candidate after the other, somewhere in the cluster."""
+class Spoken(io.TextIOBase):
+    r"""Takes what is printed, and gives it by whole lines; of a line that is written over, as bars are, what is left.
+
+    Example:
+        >>> spoken = Spoken()
+        >>> print("one\ntwo", file=spoken)
+        >>> print("10 %\r20 %", end="", file=spoken)
+        >>> spoken.taken(), spoken.taken(rest=True)
+        (['one', 'two'], ['20 %'])
+    """
 
     def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._open = ""
+
+    def write(self, text: str) -> int:
+        """Take a piece of text."""
+        *lines, self._open = (line.rpartition("\r")[2] for line in (self._open + text).split("\n"))
+        self._lines.extend(line for line in lines if line)
+        return len(text)
+
+    def taken(self, *, rest: bool = False) -> list[str]:
+        """Give the lines since the last time, and no longer keep them; with the line that has no end yet, if asked."""
+        if rest:
+            self.write("\n")
+        return [self._lines.popleft() for _ in range(len(self._lines))]
+
+
+class Actor:
+    """Evaluates one candidate after the other, somewhere in the cluster.
+
+    Args:
+        folder: Where the process that asks is. A node that has this folder, too, takes all paths from there.
+    """
+
+    def __init__(self, folder: str) -> None:
+        try:
+            os.chdir(folder)
+            self._is_at_home = True
+        except OSError:
+            self._is_at_home = False
+        warnings.simplefilter("ignore")  # what libraries deprecate was told, or hidden, by the process that asks
+        self._spoken = Spoken()
         self._evaluator: Evaluator | OwnEvaluator | None = None
         self._began: float | None = None
         self._step: StepEnded | None = None
 
     def evaluate(
         self, task: Task, assignment: Assignment, images: Images | None, expected: Mapping[str, str]
-    ) -> TrialRecord | DataError | str:
-        """Evaluate a candidate; the first one only after getting ready. Return a text if that is not possible.
+    ) -> tuple[TrialRecord | DataError | str, list[str]]:
+        """Evaluate a candidate, the first one only after getting ready; return a text if that is not possible.
+
+        What is printed meanwhile comes with it, as far as `status` has not told it before.
 
         Args:
             task: The candidate.
@@ -71,29 +133,43 @@ class Actor:
             images: The data; None if they are to be loaded here, or not needed.
             expected: The versions of all that results depend on.
         """
-        try:
-            if self._evaluator is None:
-                different = [f"{name} {version} -> {versions()[name]}" for name, version in expected.items()
-                             if versions()[name] != version]  # fmt: skip
-                if different:
-                    return f"its results would not compare: {'; '.join(different)}"
-                self._evaluator = assignment.evaluator(None if images is None else data_of(images))
-            self._began, self._step = time.monotonic(), None
-            return self._evaluator.evaluate(task, self._see)
-        except DataError as error:
-            return error
-        except (PlacesearchError, OSError) as error:
-            return str(error)
-        finally:
-            self._began = None
+        with contextlib.redirect_stdout(self._spoken), contextlib.redirect_stderr(self._spoken):
+            try:
+                found = self._evaluated(task, assignment, images, expected)
+            except DataError as error:
+                found = error
+            except (PlacesearchError, OSError) as error:
+                found = str(error)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                found = failed(task, assignment.protocol, error, 0.0)
+            finally:
+                self._began = None
+        return found, self._spoken.taken(rest=True)
+
+    def _evaluated(
+        self, task: Task, assignment: Assignment, images: Images | None, expected: Mapping[str, str]
+    ) -> TrialRecord | DataError | str:
+        if self._evaluator is None:
+            here = versions()
+            different = [f"{name} {there} -> {here[name]}" for name, there in expected.items() if here[name] != there]
+            if different:
+                return f"its results would not compare: {'; '.join(different)}"
+            if assignment.branches and not self._is_at_home:
+                assignment = replace(assignment, branches=tempfile.mkdtemp(prefix="placesearch-"))
+            self._evaluator = assignment.evaluator(None if images is None else data_of(images))
+        self._began, self._step = time.monotonic(), None
+        return self._evaluator.evaluate(task, self._see)
 
     def where(self) -> str:
         """Return the identifier of the node."""
         return str(_ray().get_runtime_context().get_node_id())
 
-    def status(self) -> tuple[float, StepEnded | None]:
-        """Return for how many seconds the present task has been evaluated, and the step that it ended last."""
-        return (0.0 if self._began is None else time.monotonic() - self._began), self._step
+    def status(self) -> tuple[float, StepEnded | None, list[str]]:
+        """Return for how many seconds a task has been evaluated, its last step, and what was printed since."""
+        began = self._began
+        return (0.0 if began is None else time.monotonic() - began), self._step, self._spoken.taken()
 
     def _see(self, event: Any) -> None:
         if isinstance(event, StepEnded):
@@ -123,8 +199,58 @@ class _Hand:
     step: StepEnded | None = None
 
 
+class _Nodes(threading.Thread):
+    """Looks again and again which nodes a cluster has; in a thread, as the look does not end if the head is dead.
+
+    Args:
+        ray: Ray.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        super().__init__(name="placesearch-nodes", daemon=True)
+        self._ray, self._over = ray, threading.Event()
+        self._look()
+        self.start()
+
+    def _look(self) -> None:
+        self.alive = {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        self._heard = time.monotonic()
+
+    def run(self) -> None:
+        """Look until it is over."""
+        while not self._over.wait(ROOM_EVERY):
+            with contextlib.suppress(Exception):  # then there is no answer, which is told by the silence
+                self._look()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there was no answer for so long that there will be none."""
+        return time.monotonic() > self._heard + SILENCE
+
+    def end(self) -> None:
+        """Look no more."""
+        self._over.set()
+        self.join(0.0 if self.is_silent else None)
+
+
+def room_on(resources: Mapping[str, float], gpus: float) -> int:
+    """Return how many actors a node has room for.
+
+    Args:
+        resources: What it has in all.
+        gpus: Share of a GPU that each holds, of one and the same GPU; 0 for a processor each.
+
+    Example:
+        >>> room_on({"CPU": 8.0, "GPU": 2.0}, 0.0), room_on({"GPU": 2.0}, 0.6), room_on({"GPU": 2.0}, 0.1)
+        (8, 2, 20)
+    """
+    if not gpus:
+        return int(resources.get("CPU", 0.0))
+    return int(resources.get("GPU", 0.0)) * int(1 / gpus + 1e-6)
+
+
 class RayWorkers:
-    """Evaluates in actors of a Ray cluster.
+    """Evaluates in actors of a Ray cluster; of the one that this process uses already, if it does.
 
     Args:
         wanted: How many at a time; None for as many as there is room for.
@@ -149,25 +275,37 @@ class RayWorkers:
     ) -> None:
         self._ray = _ray()
         self._most, self._gpus, self._watch, self.trial_timeout = min(wanted or most, most), gpus, watch, trial_timeout
-        options = {"address": address} if address else {"address": "local", "include_dashboard": False}
-        try:
-            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
-        except Exception as error:  # noqa: BLE001 - Ray raises many things here
-            raise InputError(f"cannot use the Ray cluster {address or 'of this machine'}: {reason_of(error)}") from None
+        self._is_ours = not self._ray.is_initialized()
+        self._address = address or "of this machine"
+        if self._is_ours:
+            options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+            try:
+                with _in_silence():
+                    self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            except Exception as error:  # noqa: BLE001 - Ray raises many things here
+                reason = " ".join(str(error).split())[:500]
+                raise InputError(f"cannot use the Ray cluster {self._address}: {reason}") from None
         self._kind = self._ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_concurrency=2)(Actor)
+        self._nodes = _Nodes(self._ray)
         self._hands: list[_Hand] = []
         self._waiting: deque[Task] = deque()
         self._deaths: dict[int, int] = {}
+        self._lost_nodes: dict[int, int] = {}
+        self._stillborn = 0
         self._assignment: Assignment | None = None
         self._images: Any = None
-        self._asked = 0.0
+        self._room = -1
         self.size = self._most
         self._fit_to_room()
+        if not gpus and any(resources.get("GPU") for resources in self._nodes.alive.values()):
+            watch(Told("the cluster has GPUs; they are not used, because --device is a processor, or none is here"))
 
     def assign(self, assignment: Assignment, data: Data | None) -> None:
         """Tell what actors need to know, and share the data with them."""
         images = None if data is None else images_of(data)
-        self._assignment, self._images = assignment, None if images is None else self._ray.put(images)
+        self._images = None if images is None else self._ray.put(images)
+        device = torch.device(assignment.device).type  # of a machine's GPUs an actor sees one alone
+        self._assignment = replace(assignment, device=device)
 
     def submit(self, task: Task) -> None:
         """Give a task to an idle actor, or keep it until there is one."""
@@ -182,7 +320,7 @@ class RayWorkers:
                 hand.result = hand.actor.evaluate.remote(hand.task, self._assignment, self._images, versions())
         coming = sum(hand.node is None for hand in self._hands)
         for _ in range(min(len(self._waiting) - coming, self.size - len(self._hands))):
-            actor = self._kind.remote()
+            actor = self._kind.remote(str(Path.cwd()))
             self._hands.append(_Hand(actor, born=actor.where.remote()))
 
     def _welcome(self) -> None:
@@ -191,11 +329,25 @@ class RayWorkers:
             if self._ray.wait([hand.born], timeout=0)[0]:
                 try:
                     hand.node = self._ray.get(hand.born)
-                except self._ray.exceptions.RayError:  # it died on its way
+                    self._stillborn = 0
+                except self._ray.exceptions.RayError as error:
                     self._hands.remove(hand)
+                    self._mourn(error)
             elif len(self._hands) > self.size:
                 self._hands.remove(hand)
                 self._ray.kill(hand.actor)
+
+    def _mourn(self, error: Exception) -> None:
+        """Bear that an actor died on its way, as its node may have; but not if none could begin there, or anywhere."""
+        self._stillborn += 1
+        lines = str(error).strip().splitlines()
+        if getattr(error, "actor_init_failed", False):
+            raise StudyError(
+                f"an actor could not begin: {lines[-1]}; every node needs placesearch, and what it needs, at the same "
+                "versions"
+            )
+        if self._stillborn >= MOST_STILLBORN:
+            raise StudyError(f"{self._stillborn} actors in a row died before they could begin: {lines[-1]}")
 
     def results(self, timeout: float | None = None) -> list[TrialRecord]:
         """Wait until at least one task has ended.
@@ -204,7 +356,7 @@ class RayWorkers:
             timeout: Seconds after which to return without any.
 
         Raises:
-            StudyError: If an actor cannot get ready.
+            StudyError: If an actor cannot get ready, or the cluster is gone.
             DataError: If an image cannot be read.
         """
         until = None if timeout is None else time.monotonic() + timeout
@@ -215,10 +367,11 @@ class RayWorkers:
             self._deal()
             busy = {hand.result: hand for hand in self._hands if hand.task is not None}
             pause = LOOKED_AT_EVERY if until is None else max(0.0, min(LOOKED_AT_EVERY, until - time.monotonic()))
-            if not busy:
+            awaited = [*busy, *(hand.born for hand in self._hands if hand.node is None)]
+            if not awaited:
                 time.sleep(pause)
-            for result in self._ray.wait(list(busy), timeout=pause)[0] if busy else []:
-                records += self._ended(busy[result])
+            for come in self._ray.wait(awaited, timeout=pause)[0] if awaited else []:
+                records += self._ended(busy[come]) if come in busy else []
             for hand in [hand for hand in self._hands if hand.task is not None]:
                 records += self._looked_at(hand)
             if until is not None and time.monotonic() >= until:
@@ -228,9 +381,10 @@ class RayWorkers:
     def _ended(self, hand: _Hand) -> list[TrialRecord]:
         """Take what came of the task of an actor."""
         try:
-            found = self._ray.get(hand.result)
+            found, lines = self._ray.get(hand.result)
         except self._ray.exceptions.RayError as error:
             return self._lost(hand, reason_of(error))
+        self._tell(hand, lines)
         if isinstance(found, DataError):
             raise found
         if isinstance(found, str):
@@ -244,19 +398,21 @@ class RayWorkers:
         """Take a dead actor away; its trial is tried again, but only once if its node did not die with it."""
         task = self._dismiss(hand)
         if self._is_alive(hand.node):
-            self._deaths[task.trial] = self._deaths.get(task.trial, 0) + 1
+            deaths = self._deaths[task.trial] = self._deaths.get(task.trial, 0) + 1
+            if deaths >= 2:
+                return self._failure(task, f"its actor died twice ({reason}); out of memory?")
         else:
+            nodes = self._lost_nodes[task.trial] = self._lost_nodes.get(task.trial, 0) + 1
+            if nodes >= MOST_NODES:
+                return self._failure(task, f"its node died {nodes} times; out of memory?")
             self._watch(Told(f"trial {task.trial}: its node is gone; it runs again on another one"))
-        if self._deaths.get(task.trial, 0) < 2:
-            self._asked = 0.0  # the cluster has less room than it had
-            self._waiting.append(task)
-            return []
-        return self._failure(task, f"its actor died twice ({reason}); out of memory?")
+        self._waiting.appendleft(task)
+        return []
 
     def _is_alive(self, node: str | None) -> bool:
         """Tell whether a node is there; that one is gone, Ray may know some seconds after it knows it of an actor."""
         until = time.monotonic() + NOTICED_WITHIN
-        while node in {known["NodeID"] for known in self._ray.nodes() if known["Alive"]}:
+        while node in self._nodes.alive:
             if time.monotonic() > until:
                 return True
             time.sleep(0.1)
@@ -266,7 +422,7 @@ class RayWorkers:
         """Have fewer trials at a time, and let the one for which memory did not suffice run again among them."""
         task = self._dismiss(hand)
         self._most = self.size = self.size - 1
-        self._waiting.append(task)
+        self._waiting.appendleft(task)
         self._watch(Told(f"trial {task.trial}: out of memory on its GPU; it runs again, {self.size} at a time"))
         return []
 
@@ -277,11 +433,12 @@ class RayWorkers:
         if not self._ray.wait([hand.status], timeout=0)[0]:
             return []
         try:
-            seconds, step = self._ray.get(hand.status)
+            seconds, step, lines = self._ray.get(hand.status)
         except self._ray.exceptions.RayError:
             return []  # it died; its result says so as well
         finally:
             hand.status = None
+        self._tell(hand, lines)
         if step is not None and step != hand.step:
             hand.step = step
             self._watch(step)
@@ -289,6 +446,12 @@ class RayWorkers:
             task = self._dismiss(hand)
             return self._failure(task, f"took longer than {self.trial_timeout:g} s, its time limit (--trial-timeout)")
         return []
+
+    def _tell(self, hand: _Hand, lines: list[str]) -> None:
+        """Tell what an evaluation printed."""
+        if hand.task is not None:
+            for line in lines:
+                self._watch(Told(f"trial {hand.task.trial}: {line}"))
 
     def _failure(self, task: Task, reason: str) -> list[TrialRecord]:
         assert self._assignment is not None  # noqa: S101 - tasks come after it
@@ -303,12 +466,15 @@ class RayWorkers:
 
     def _fit_to_room(self) -> None:
         """Have as many actors as the cluster has room for now, and at least one, which waits for room."""
-        if time.monotonic() < self._asked + ROOM_EVERY:
+        if self._nodes.is_silent:
+            raise StudyError(
+                f"the Ray cluster {self._address} has not answered for {SILENCE:g} s; every finished trial is kept, "
+                "the same command goes on"
+            )
+        room = sum(room_on(resources, self._gpus) for resources in self._nodes.alive.values())
+        if room == self._room:
             return
-        self._asked = time.monotonic()
-        resources = self._ray.cluster_resources()
-        room = int(resources.get("GPU", 0.0) / self._gpus) if self._gpus else int(resources.get("CPU", 0.0))
-        size = max(1, min(self._most, room))
+        self._room, size = room, max(1, min(self._most, room))
         if not room:
             self._watch(Told("the Ray cluster has no room for a worker; waiting for a node to join"))
         elif size != self.size:
@@ -319,11 +485,27 @@ class RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hand in self._hands:
-            self._ray.kill(hand.actor)
+        self._nodes.end()
+        if not self._nodes.is_silent:
+            for hand in self._hands:
+                self._ray.kill(hand.actor)
         self._hands.clear()
         self._waiting.clear()
-        self._ray.shutdown()
+        if self._is_ours:
+            self._ray.shutdown()
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Connect to Ray in the block without what it would change: pages on the screen when something dies, SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker._worker_logs_enabled = False  # `log_to_driver` leaves what is said of deaths
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _ray() -> Any:
