@@ -185,7 +185,7 @@ class _Hand:
         born: Where the identifier of its node will be, once the cluster has room for it.
         node: That identifier; None before.
         task: What it evaluates; None if it is idle.
-        result: Where the record will be.
+        result: Where the record will be; None while it is in doubt whether the actor lives.
         status: Where its status will be, if it was asked for.
         step: The step that was told last.
     """
@@ -365,7 +365,7 @@ class RayWorkers:
             self._fit_to_room()
             self._welcome()
             self._deal()
-            busy = {hand.result: hand for hand in self._hands if hand.task is not None}
+            busy = {hand.result: hand for hand in self._hands if hand.result is not None}
             pause = LOOKED_AT_EVERY if until is None else max(0.0, min(LOOKED_AT_EVERY, until - time.monotonic()))
             awaited = [*busy, *(hand.born for hand in self._hands if hand.node is None)]
             if not awaited:
@@ -382,6 +382,9 @@ class RayWorkers:
         """Take what came of the task of an actor."""
         try:
             found, lines = self._ray.get(hand.result)
+        except self._ray.exceptions.ActorUnavailableError:  # it is cut off; why, Ray knows some seconds later
+            hand.result = hand.status = None
+            return []
         except self._ray.exceptions.RayError as error:
             return self._lost(hand, reason_of(error))
         self._tell(hand, lines)
@@ -391,13 +394,33 @@ class RayWorkers:
             raise StudyError(f"an actor could not get ready: {found}")
         if isinstance(found, OutOfMemory) and 0 < self._gpus < 1 and self.size > 1:
             return self._make_room(hand)
-        hand.task = None
+        hand.task = hand.result = None
         return [found]
 
-    def _lost(self, hand: _Hand, reason: str) -> list[TrialRecord]:
-        """Take a dead actor away; its trial is tried again, but only once if its node did not die with it."""
+    def _doubted(self, hand: _Hand) -> list[TrialRecord]:
+        """Find out what became of an actor that was cut off; one that is there again may have lost its task."""
+        if hand.status is None:
+            hand.status = hand.actor.where.remote()
+        if not self._ray.wait([hand.status], timeout=0)[0]:
+            return []
+        try:
+            self._ray.get(hand.status)
+        except self._ray.exceptions.ActorUnavailableError:
+            hand.status = None
+            return []
+        except self._ray.exceptions.RayError as error:
+            return self._lost(hand, reason_of(error))
+        return self._lost(hand)
+
+    def _lost(self, hand: _Hand, reason: str = "") -> list[TrialRecord]:
+        """Take an actor away that is lost; its trial is tried again, but only once if its node did not die with it.
+
+        Args:
+            hand: The actor.
+            reason: Why it died; empty if it only was cut off.
+        """
         task = self._dismiss(hand)
-        if self._is_alive(hand.node):
+        if reason and self._is_alive(hand.node):
             deaths = self._deaths[task.trial] = self._deaths.get(task.trial, 0) + 1
             if deaths >= 2:
                 return self._failure(task, f"its actor died twice ({reason}); out of memory?")
@@ -405,7 +428,7 @@ class RayWorkers:
             nodes = self._lost_nodes[task.trial] = self._lost_nodes.get(task.trial, 0) + 1
             if nodes >= MOST_NODES:
                 return self._failure(task, f"its node died {nodes} times; out of memory?")
-            self._watch(Told(f"trial {task.trial}: its node is gone; it runs again on another one"))
+            self._watch(Told(f"trial {task.trial}: its node is gone; it runs again"))
         self._waiting.appendleft(task)
         return []
 
@@ -428,6 +451,8 @@ class RayWorkers:
 
     def _looked_at(self, hand: _Hand) -> list[TrialRecord]:
         """Ask an actor how far it is, and tell; end a trial that takes too long."""
+        if hand.result is None:
+            return self._doubted(hand)
         if hand.status is None:
             hand.status = hand.actor.status.remote()
         if not self._ray.wait([hand.status], timeout=0)[0]:
