@@ -261,3 +261,17 @@ def test_the_password_can_come_from_the_drivers_own_variable(workplace, call, se
     assert server.public_url in Path("studies/s/study.yaml").read_text()
     code, _, err = call("report", "s", env=own)
     assert (code, err) == (0, "")
+
+
+def test_a_study_whose_storage_is_away_does_not_hide_the_others(workplace, call):
+    begun()
+    ps.run(ps.StudyConfig(**OWN, name="here", trials=3))
+    ps.run(ps.StudyConfig(**OWN, name="there", trials=3, storage="sqlite:///away.db"))
+    Path("away.db").unlink()
+    Path("away.db").mkdir()
+    code, out, err = call("studies")
+    assert code == 0
+    assert "here" in out
+    assert "there" not in out
+    assert err.startswith("placesearch: there: cannot use sqlite:///away.db: unable to open")
+    assert err.count("\n") == 1

@@ -112,21 +112,26 @@ class Trials:
     def define(self, text: str) -> None:
         """Keep the definition of the study beside its trials, for processes on other machines."""
         parts = [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
-        for number, part in enumerate(parts):
-            self._set(f"{DEFINITION}:{number}", part)
-        self._set(DEFINITION, len(parts))
+        attributes = {f"{DEFINITION}:{number}": part for number, part in enumerate(parts)} | {DEFINITION: len(parts)}
+
+        def attempt() -> None:
+            with at_once(self._storage):
+                for name, value in attributes.items():
+                    self._storage.set_study_system_attr(self._study._study_id, name, value)
+
+        patiently(attempt, self._tell)
 
     def goal(self) -> Mapping[str, Any]:
         """Return until when other processes are to work on the study, as `aim` has set it."""
-        stored = patiently(lambda: self._storage.get_study_system_attrs(self._study._study_id), self._tell)
+        stored = patiently(lambda: self._storage.get_study_user_attrs(self._study._study_id), self._tell)
         return dict(stored.get(GOAL, {}))
 
     def aim(self, goal: Mapping[str, Any]) -> None:
-        """Tell other processes until when they are to work on the study."""
-        self._set(GOAL, dict(goal))
+        """Tell other processes until when they are to work on the study.
 
-    def _set(self, name: str, value: Any) -> None:
-        patiently(lambda: self._storage.set_study_system_attr(self._study._study_id, name, value), self._tell)
+        It stands apart from the definition, because it is read again and again.
+        """
+        patiently(lambda: self._storage.set_study_user_attr(self._study._study_id, GOAL, dict(goal)), self._tell)
 
     def records(self) -> list[TrialRecord]:
         """Return the trials that ended by themselves, in order of position."""
