@@ -593,7 +593,7 @@ def main() -> None:
 def keep(row: dict[str, object]) -> None:
     """Put a row into the table, in the place of the one for the same fault and storage, and write the page again."""
     table = REPORT.with_suffix(".csv")
-    known = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=list(row))
+    known = pd.read_csv(table, keep_default_na=False) if table.exists() else pd.DataFrame(columns=list(row))
     same = (known.fault == row["fault"]) & (known.storage == row["storage"])
     rows = pd.concat([known[~same].astype(object), pd.DataFrame([row])])
     order = {fault: index for index, fault in enumerate(FAULTS)}
