@@ -188,3 +188,8 @@ def _raylets(session):
         for line in out.stdout.splitlines()
         if not {"defunct", "Agent", "DashboardA", "RuntimeEnv"} & set(re.split(r"\W+", line))
     ]
+
+
+def test_the_address_of_a_cluster_is_refused_where_none_is_used(workplace):
+    with pytest.raises(InputError, match="--address is that of a Ray cluster; it needs --engine ray"):
+        ps.run(ps.StudyConfig(**OWN, address="auto", trials=3))

@@ -85,12 +85,16 @@ class Trials:
         self._storage = open_storage(where)
         self._claims = None if isinstance(where, Path) else Claims(self._storage, Owner.this_process())
         self._records: dict[int, TrialRecord] = {}
-        try:
+
+        def attempt() -> optuna.Study:
             if not _holds(self._storage, name):
                 if not make and not isinstance(where, Path):
                     raise StudyError(f"no study '{name}' in {where.shown}")
                 _create(self._storage, name, objectives)
-            self._study = optuna.load_study(storage=self._storage, study_name=name)
+            return optuna.load_study(storage=self._storage, study_name=name)
+
+        try:
+            self._study = patiently(attempt, tell)
         except StudyError:
             raise
         except (KeyError, ValueError, AttributeError, TypeError) as error:
@@ -415,19 +419,19 @@ class Trials:
             StudyError: If a shared storage does not answer for long.
         """
 
-        def attempt() -> None:
+        def attempt() -> FrozenTrial:
             with at_once(self._storage):
-                self._complete(record, config)
+                return self._complete(record, config)
 
-        patiently(attempt, self._tell)
+        stored = patiently(attempt, self._tell)
         self._running.discard(record.trial)
-
-    def _complete(self, record: TrialRecord, config: str) -> None:
-        stored = self._all()[record.trial]
-        if self._claims is not None:
+        if self._claims is not None:  # not before: while the storage is away it is alive
             self._claims.end(stored)
+
+    def _complete(self, record: TrialRecord, config: str) -> FrozenTrial:
+        stored = self._all()[record.trial]
         if stored.state.is_finished():
-            return
+            return stored
         trial = optuna.trial.Trial(self._study, stored._trial_id)
         if config and self._artifacts is not None:
             with suppress(OSError):  # a config can be had again, a trial cannot
@@ -444,6 +448,7 @@ class Trials:
                 self._study.tell(trial, [record.value(name) for name in self._objectives])
             else:
                 self._study.tell(trial, state=TrialState[record.state])
+        return stored
 
     def _attach(self, folder: Path, trial: optuna.trial.Trial, name: str, text: str) -> None:
         """Attach a file to a trial that has not ended yet; Optuna takes none for one that has."""
