@@ -21,6 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial
 from optuna_dashboard import wsgi
 
 from placesearch.definition import read_definition_of, study_folder
@@ -32,7 +33,7 @@ from placesearch.reporting.map_picture import placement_map
 from placesearch.reporting.notes import study_note, trial_notes
 from placesearch.reporting.page import in_script, page
 from placesearch.reporting.picture_tables import costs_of, picture_tables
-from placesearch.search.storage import Database, Journal, Proxy, open_storage
+from placesearch.search.storage import Database, Journal, Proxy, open_storage, patiently
 from placesearch.search.trials import artifacts_beside
 from placesearch.study import Study, open_study, study_names
 
@@ -171,16 +172,19 @@ class Live:
     def refresh(self) -> float:
         """Look at the trials, and show what they say if there are new ones; return the seconds that it took."""
         began = time.monotonic()
-        trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
+        trials = self._trials()
         confirmed = self._kept.stat().st_mtime if self._kept.exists() else 0.0
         known = (sum(trial.state.is_finished() for trial in trials), confirmed)
         if known != self._known:
             study = self._study()
-            trials = self.storage.get_all_trials(self.study_id, deepcopy=False)  # all that the study has by now
+            trials = self._trials()  # all that the study has by now
             found = shown_of(study, self.study_id, {trial.number: trial._trial_id for trial in trials})
             self.shown.attributes, self.shown.facts, self.shown.page = found.attributes, found.facts, found.page
             self._known = known
         return time.monotonic() - began
+
+    def _trials(self) -> list[FrozenTrial]:
+        return patiently(lambda: self.storage.get_all_trials(self.study_id, deepcopy=False), lambda _: None)
 
     def keep_up(self, ended: Event) -> None:
         """Look again and again until the dashboard ends."""

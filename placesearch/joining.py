@@ -18,9 +18,10 @@ from placesearch.models.weights import read_weights
 from placesearch.plan import Plan, prepare
 from placesearch.records import Event, Told, TrialBegan
 from placesearch.search.trials import Trials
+from placesearch.searching import begin, open_trials, search, stored_definition, study_began
 from placesearch.staffing import Watch, assignment_of, jobs_for, staffed
 from placesearch.storage_url import StorageUrl
-from placesearch.study import begin, device_named, nobody, open_trials, search, stored_definition, study_began
+from placesearch.study import device_named, nobody
 from placesearch.training.datasets import load_data
 from placesearch.training.loop import pick_precision
 
@@ -82,8 +83,7 @@ def work(
     stored = _awaited(study, url, wait, watch)
     here = evaluation_of(stored, None, allow)
     refuse_other_code(stored, where)
-    config = StudyConfig(**stored.config.plain() | {"jobs": jobs, "device": device, "timeout": timeout})
-    config = config.model_copy(update={"storage": url})
+    config = StudyConfig(**stored.config.plain() | {"jobs": jobs, "device": device, "timeout": timeout, "storage": url})
     stored = replace(stored, config=config)
     plan = prepare(config, where, stored)
     loaded = None
@@ -93,8 +93,7 @@ def work(
         if different := difference(stored, plan.definition):
             raise _no_worker(study, different)
     trials = open_trials(config, watch, make=False)
-    goal = trials.goal()
-    plan = _aiming_at(plan, goal)
+    plan = _aiming_at(plan, trials.goal())
     config = plan.definition.config
     begin(trials, plan)
     count = 0
@@ -167,8 +166,8 @@ def _no_worker(study: str, different: str) -> StudyError:
 def _aiming_at(plan: Plan, goal: Mapping[str, Any]) -> Plan:
     """Return the plan with the goal of the process that runs the study."""
     config = plan.definition.config
-    aimed = StudyConfig(**config.plain() | {"trials": goal.get("trials"), "until": goal.get("until")})
-    aimed = aimed.model_copy(update={"storage": config.storage})
+    limits = {"trials": goal.get("trials"), "until": goal.get("until"), "storage": config.storage}
+    aimed = StudyConfig(**config.plain() | limits)
     return replace(plan, definition=replace(plan.definition, config=aimed))
 
 

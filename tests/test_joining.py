@@ -15,8 +15,8 @@ from conftest import reproducible
 import placesearch as ps
 from placesearch.errors import InputError, StudyError
 from placesearch.joining import refuse_other_code
+from placesearch.searching import stored_definition
 from placesearch.storage_url import VARIABLE, StorageUrl
-from placesearch.study import stored_definition
 
 from test_datasets import make_tree  # isort: skip
 from test_study import config  # isort: skip
@@ -253,11 +253,37 @@ def test_a_wrong_password_and_a_missing_server_are_told_in_a_line_without_it(cal
 
 
 @pytest.mark.slow
-def test_the_password_can_come_from_the_drivers_own_variable(workplace, call, server, monkeypatch):
+@pytest.mark.parametrize("way", ["variable", "file", "service"])
+def test_the_password_can_come_from_where_the_driver_looks_for_it(workplace, call, server, monkeypatch, way):
     monkeypatch.delenv(VARIABLE)
-    own = {"PGPASSWORD": server.password}
-    code, _, err = call("run", *STUDY, "--trials", "3", "--quiet", "--storage", server.public_url, env=own)
+    given = workplace / "given"
+    where = f"host=127.0.0.1\nport={server.port}\ndbname={server.database}\nuser=placesearch\n"
+    given.write_text(
+        f"[studies]\n{where}password={server.password}\n" if way == "service" else f"*:*:*:*:{server.password}\n"
+    )
+    given.chmod(0o600)
+    own = {
+        "variable": {"PGPASSWORD": server.password},
+        "file": {"PGPASSFILE": str(given)},
+        "service": {"PGSERVICEFILE": str(given)},
+    }[way]
+    url = "postgresql:///?service=studies" if way == "service" else server.public_url
+    code, _, err = call("run", *STUDY, "--trials", "3", "--quiet", "--storage", url, env=own)
     assert (code, err) == (0, "")
-    assert server.public_url in Path("studies/s/study.yaml").read_text()
+    assert url in Path("studies/s/study.yaml").read_text()
     code, _, err = call("report", "s", env=own)
     assert (code, err) == (0, "")
+
+
+def test_a_study_whose_storage_is_away_does_not_hide_the_others(workplace, call):
+    begun()
+    ps.run(ps.StudyConfig(**OWN, name="here", trials=3))
+    ps.run(ps.StudyConfig(**OWN, name="there", trials=3, storage="sqlite:///away.db"))
+    Path("away.db").unlink()
+    Path("away.db").mkdir()
+    code, out, err = call("studies")
+    assert code == 0
+    assert "here" in out
+    assert "there" not in out
+    assert err.startswith("placesearch: there: cannot use sqlite:///away.db: unable to open")
+    assert err.count("\n") == 1

@@ -172,3 +172,16 @@ def test_a_trial_that_is_placed_and_ends_while_another_process_places_it_for_its
     monkeypatch.setattr(second, "_place", slow)
     assert second.ask().trial == 7
     assert len(first.records()) == 7
+
+
+def test_a_trial_whose_result_cannot_be_stored_yet_stays_alive(url, monkeypatch):
+    """Its owner waits for the storage; another process must not take it over as soon as that is back."""
+    trials = joined(url)
+    task = trials.ask()
+    monkeypatch.setattr(trials._study, "tell", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trials.complete(finished(task))
+    assert trials._claims.is_own(trials._all()[0])
+    monkeypatch.undo()
+    trials.complete(finished(task))
+    assert not trials._claims.is_own(trials._all()[0])

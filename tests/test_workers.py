@@ -13,7 +13,8 @@ from conftest import reproducible
 
 import placesearch as ps
 from placesearch.errors import DataError, InputError, StudyError
-from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Began, Pace, Workers, serve
+from placesearch.evaluation.worker import serve
+from placesearch.evaluation.workers import KEEPS_MEMORY, Assignment, Began, Pace, Workers
 from placesearch.models.architecture import Architecture
 from placesearch.placement import Placement
 from placesearch.records import OutOfMemory, StepEnded, StudyBegan, Task, Told, TrialEnded

@@ -276,7 +276,13 @@ def dashboard_command(study: str | None, host: str, port: int) -> None:
 @cli.command("studies")
 def studies_command() -> None:
     """List the studies below the current directory, with their trials and best accuracies."""
-    show_studies([load_study(name) for name in study_names()])
+    studies = []
+    for name in study_names():
+        try:
+            studies.append(load_study(name))
+        except InputError as error:  # its database may be away; the others are shown
+            click.echo(f"placesearch: {name}: {error}", err=True)
+    show_studies(studies)
 
 
 cli.add_command(worker_command)

@@ -30,6 +30,9 @@ PAUSES = (0.5, 10.0)
 ATTEMPTS = 10
 """How often making the tables is tried, where others make them at the same moment."""
 
+READY_SECONDS = 20.0
+"""How long a proxy may take to answer for the first time."""
+
 EXTRAS = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql", "grpc": "grpc"}
 """By kind of database the extra of this package that brings what is needed to speak to it."""
 
@@ -128,7 +131,7 @@ def open_storage(where: Path | StorageUrl, kinds: Kinds = KINDS) -> BaseStorage:
             if where.kind == "grpc":
                 host, _, port = where.revealed().removeprefix("grpc://").rpartition(":")
                 proxy = kinds[2](host=host.strip("[]"), port=int(port))
-                proxy.wait_server_ready(timeout=PAUSES[1])
+                proxy.wait_server_ready(timeout=READY_SECONDS)
                 return proxy
             return kinds[1](_connected(where))
     except ImportError:

@@ -85,12 +85,16 @@ class Trials:
         self._storage = open_storage(where)
         self._claims = None if isinstance(where, Path) else Claims(self._storage, Owner.this_process())
         self._records: dict[int, TrialRecord] = {}
-        try:
+
+        def attempt() -> optuna.Study:
             if not _holds(self._storage, name):
                 if not make and not isinstance(where, Path):
                     raise StudyError(f"no study '{name}' in {where.shown}")
                 _create(self._storage, name, objectives)
-            self._study = optuna.load_study(storage=self._storage, study_name=name)
+            return optuna.load_study(storage=self._storage, study_name=name)
+
+        try:
+            self._study = patiently(attempt, tell)
         except StudyError:
             raise
         except (KeyError, ValueError, AttributeError, TypeError) as error:
@@ -112,21 +116,26 @@ class Trials:
     def define(self, text: str) -> None:
         """Keep the definition of the study beside its trials, for processes on other machines."""
         parts = [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
-        for number, part in enumerate(parts):
-            self._set(f"{DEFINITION}:{number}", part)
-        self._set(DEFINITION, len(parts))
+        attributes = {f"{DEFINITION}:{number}": part for number, part in enumerate(parts)} | {DEFINITION: len(parts)}
+
+        def attempt() -> None:
+            with at_once(self._storage):
+                for name, value in attributes.items():
+                    self._storage.set_study_system_attr(self._study._study_id, name, value)
+
+        patiently(attempt, self._tell)
 
     def goal(self) -> Mapping[str, Any]:
         """Return until when other processes are to work on the study, as `aim` has set it."""
-        stored = patiently(lambda: self._storage.get_study_system_attrs(self._study._study_id), self._tell)
+        stored = patiently(lambda: self._storage.get_study_user_attrs(self._study._study_id), self._tell)
         return dict(stored.get(GOAL, {}))
 
     def aim(self, goal: Mapping[str, Any]) -> None:
-        """Tell other processes until when they are to work on the study."""
-        self._set(GOAL, dict(goal))
+        """Tell other processes until when they are to work on the study.
 
-    def _set(self, name: str, value: Any) -> None:
-        patiently(lambda: self._storage.set_study_system_attr(self._study._study_id, name, value), self._tell)
+        It stands apart from the definition, because it is read again and again.
+        """
+        patiently(lambda: self._storage.set_study_user_attr(self._study._study_id, GOAL, dict(goal)), self._tell)
 
     def records(self) -> list[TrialRecord]:
         """Return the trials that ended by themselves, in order of position."""
@@ -410,19 +419,19 @@ class Trials:
             StudyError: If a shared storage does not answer for long.
         """
 
-        def attempt() -> None:
+        def attempt() -> FrozenTrial:
             with at_once(self._storage):
-                self._complete(record, config)
+                return self._complete(record, config)
 
-        patiently(attempt, self._tell)
+        stored = patiently(attempt, self._tell)
         self._running.discard(record.trial)
-
-    def _complete(self, record: TrialRecord, config: str) -> None:
-        stored = self._all()[record.trial]
-        if self._claims is not None:
+        if self._claims is not None:  # not before: while the storage is away it is alive
             self._claims.end(stored)
+
+    def _complete(self, record: TrialRecord, config: str) -> FrozenTrial:
+        stored = self._all()[record.trial]
         if stored.state.is_finished():
-            return
+            return stored
         trial = optuna.trial.Trial(self._study, stored._trial_id)
         if config and self._artifacts is not None:
             with suppress(OSError):  # a config can be had again, a trial cannot
@@ -439,6 +448,7 @@ class Trials:
                 self._study.tell(trial, [record.value(name) for name in self._objectives])
             else:
                 self._study.tell(trial, state=TrialState[record.state])
+        return stored
 
     def _attach(self, folder: Path, trial: optuna.trial.Trial, name: str, text: str) -> None:
         """Attach a file to a trial that has not ended yet; Optuna takes none for one that has."""

@@ -40,8 +40,8 @@ from placesearch.plan import prepare
 from placesearch.records import TrialRecord
 from placesearch.search.samplers import derived_seed
 from placesearch.search.trials import Trials
+from placesearch.searching import begin, search
 from placesearch.storage_url import StorageUrl
-from placesearch.study import begin, search
 
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
 ROWS, REPORT = REPORTS / "workers.csv", REPORTS / "workers.md"
