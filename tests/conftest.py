@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 import signal
@@ -73,6 +74,25 @@ def call(start):
         return process.returncode, out, err
 
     return finish
+
+
+@pytest.fixture
+def call_here(workplace, monkeypatch, capsys):
+    """Do the same in this process, which has imported everything already."""
+    from placesearch.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def finish(*arguments):
+        monkeypatch.setattr(sys, "argv", ["placesearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    yield finish
+    signal.signal(signal.SIGTERM, before)
+    logging.captureWarnings(capture=False)
+    logging.getLogger("py.warnings").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

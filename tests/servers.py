@@ -44,9 +44,19 @@ class _Server:
 
     def kill(self):
         """Kill the server and all its processes at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for process in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._process.wait()
+
+    def processes(self):
+        """The server's processes, the first one first."""
+        found = [self._process.pid]
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                found += [int(path.parent.name)] * (int(fields[1]) == self._process.pid)
+        return found
 
     def create(self):
         """Make another database, empty, which the addresses speak of from now on."""
@@ -123,12 +133,11 @@ class Postgres(_Server):
     def seconds_of_processor(self):
         """Processor time that all processes of the server have used so far, those that have ended included."""
         ticks = 0
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError, ValueError):
-                fields = path.read_text().rpartition(")")[2].split()
-                if self._process.pid in (int(fields[1]), int(path.parent.name)):
-                    own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
-                    ticks += own + (of_children if int(path.parent.name) == self._process.pid else 0)
+        for process in self.processes():
+            with suppress(OSError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
+                ticks += own + (of_children if process == self._process.pid else 0)
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def dump(self):

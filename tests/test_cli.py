@@ -42,7 +42,7 @@ def wait_for_trials(process, name, count):
         time.sleep(0.02)
 
 
-def test_a_run_ends_with_front_reports_and_best_config(call):
+def test_a_run_ends_with_front_reports_and_best_config(call, call_here):
     code, out, err = call(*TINY, "--epochs", "1", "--trials", "5", "--name", "s", "--jobs", "2")
     assert (code, err) == (0, "")
     assert "5/5" in out
@@ -53,16 +53,16 @@ def test_a_run_ends_with_front_reports_and_best_config(call):
     assert table("s").trial.tolist() == list(range(5))
     assert "\x1b" not in out  # plain lines in a pipe
 
-    code, out, err = call(*TINY, "--epochs", "1", "--trials", "5", "--name", "s", "--quiet")
+    code, out, err = call_here(*TINY, "--epochs", "1", "--trials", "5", "--name", "s", "--quiet")
     assert (code, out, err) == (0, "", "")
 
-    code, out, _ = call("studies")
+    code, out, _ = call_here("studies")
     assert code == 0
     assert "s " in out
 
     before = table("s")
     Path("reports/s/trials.csv").unlink()
-    assert call("report", "s")[0] == 0
+    assert call_here("report", "s")[0] == 0
     pd.testing.assert_frame_equal(table("s"), before)
 
 
@@ -89,21 +89,9 @@ def test_stopping_early_is_an_option_of_the_command_and_shown_in_a_line(workplac
     assert "trial 7: stopped early, at 43.21 % after 3 of 5 epochs  none" in capsys.readouterr().out
 
 
-def test_if_every_trial_fails_the_exit_code_is_1(call):
-    command = [
-        "run",
-        "--backbone",
-        "mine:broken",
-        "--input-size",
-        "32",
-        "--trials",
-        "2",
-        "--epochs",
-        "1",
-        "--jobs",
-        "1",
-    ]
-    code, out, err = call(*command)
+def test_if_every_trial_fails_the_exit_code_is_1(call_here):
+    options = ["--input-size", "32", "--trials", "2", "--epochs", "1", "--jobs", "1"]
+    code, out, err = call_here("run", "--backbone", "mine:broken", *options)
     assert (code, err) == (1, "")
     assert "2 of 2 trials failed; the first: the training loss became" in out
     assert table("mine-broken-digits").state.tolist() == ["FAIL", "FAIL"]
@@ -276,8 +264,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, capsys, monkeypatch,
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can make anything")
-def test_a_folder_that_cannot_be_written_to_gets_one_line(call):
-    code, out, err = call("run", "--backbone", "resnet18", "--input-size", "32", cwd="/proc")
+def test_a_folder_that_cannot_be_written_to_gets_one_line(call_here, monkeypatch):
+    monkeypatch.chdir("/proc")
+    code, out, err = call_here("run", "--backbone", "resnet18", "--input-size", "32")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "cannot write to studies" in err
 
@@ -306,9 +295,9 @@ def test_a_study_in_a_folder_that_became_read_only_gets_one_line_and_is_left_as_
     assert table("s").trial.tolist() == [0, 1]
 
 
-def test_a_file_where_a_folder_should_be_gets_one_line(call):
+def test_a_file_where_a_folder_should_be_gets_one_line(call_here):
     Path("studies").write_text("in the way")
-    code, out, err = call(*TINY)
+    code, out, err = call_here(*TINY)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "studies" in err
     assert Path("studies").read_text() == "in the way"

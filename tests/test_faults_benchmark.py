@@ -28,6 +28,14 @@ def test_kills_at_moments_that_were_drawn_cost_a_study_nothing(bench, fault):
     assert (found.lost, found.doubled, found.differing, found.left) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("fault", ["command", "server"])
+def test_kills_of_who_shares_a_study_and_of_its_database_cost_it_nothing(postgres, tmp_path, fault):
+    postgres.create()
+    found = FAULTS[fault].try_it(Bench(tmp_path.resolve(), postgres, 12, random.Random(0)), 2)
+    assert found.tried == 2
+    assert (found.lost, found.doubled, found.differing, found.left) == (0, 0, 0, 0)
+
+
 def test_whatever_a_fault_would_cost_a_study_is_found(bench, monkeypatch):
     study = bench.study()
     study.end()
@@ -85,8 +93,3 @@ def test_a_row_takes_the_place_of_the_one_before_and_others_stay(tmp_path, monke
     ]  # fmt: skip
     page = (tmp_path / "faults.md").read_text()
     assert "| `kill -9` of the main process | journal | 2 | 0 | 0 | 0 | 7 | 0 | 0 |" in page
-
-
-def test_a_storage_is_named_without_its_secrets():
-    assert faults.kind_of("postgresql+psycopg://me:secret@host/database") == "postgresql"
-    assert faults.kind_of(None) == "journal"

@@ -42,11 +42,11 @@ def test_a_study_in_a_database_is_the_same_as_one_in_a_file(workplace):
     assert ps.run(ps.StudyConfig(**OWN, name="d", trials=10, storage=URL)).records[:8] == in_database.records
 
 
-def test_a_study_goes_on_from_another_machine_and_its_reports_can_be_written_there(workplace, call):
+def test_a_study_goes_on_from_another_machine_and_its_reports_can_be_written_there(call_here):
     begun()
-    code, out, err = call("report", "s", "--storage", URL)
+    code, out, err = call_here("report", "s", "--storage", URL)
     assert (code, err) == (0, "")
-    assert "4 trials" in out or "trial" in out
+    assert "front of s" in out
     assert len(pd.read_csv("reports/s/trials.csv")) == 4
     shutil.rmtree("studies")
     assert len(ps.run(ps.StudyConfig(**OWN, name="s", storage=URL, trials=6)).records) == 6
@@ -127,13 +127,13 @@ def test_a_definition_that_somebody_damaged_is_refused_in_a_line(workplace):
             ps.work("s", URL)
 
 
-def test_a_password_on_the_command_line_is_refused_and_not_repeated(call):
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(call_here):
     for arguments in (["run", "--backbone", "resnet18"], ["worker", "s"], ["report", "s"]):
-        code, out, err = call(*arguments, "--storage", "postgresql://ann:hunter2@localhost/studies")
+        code, out, err = call_here(*arguments, "--storage", "postgresql://ann:hunter2@localhost/studies")
         assert code == 2
         assert "seen by everybody" in err
         assert "hunter2" not in out + err
-    code, _, err = call("worker", "s")
+    code, _, err = call_here("worker", "s")
     assert (code, VARIABLE in err) == (2, True)
 
 
@@ -275,13 +275,13 @@ def test_the_password_can_come_from_where_the_driver_looks_for_it(workplace, cal
     assert (code, err) == (0, "")
 
 
-def test_a_study_whose_storage_is_away_does_not_hide_the_others(workplace, call):
+def test_a_study_whose_storage_is_away_does_not_hide_the_others(call_here):
     begun()
     ps.run(ps.StudyConfig(**OWN, name="here", trials=3))
     ps.run(ps.StudyConfig(**OWN, name="there", trials=3, storage="sqlite:///away.db"))
     Path("away.db").unlink()
     Path("away.db").mkdir()
-    code, out, err = call("studies")
+    code, out, err = call_here("studies")
     assert code == 0
     assert "here" in out
     assert "there" not in out

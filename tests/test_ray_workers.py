@@ -240,11 +240,12 @@ def test_ray_leaves_the_screen_and_sigterm_to_the_command(workplace, start):
 
 @pytest.mark.slow
 def test_a_cluster_whose_head_is_gone_ends_the_run_with_one_line(cluster, workplace):
+    address = cluster.address
     (workplace / "run.py").write_text(
         "import sys, placesearch as ps\n"
         "from placesearch.evaluation import ray_workers\n"
         "ray_workers.SILENCE = 5.0\n"
-        f"config = ps.StudyConfig(**{OWN!r}, name='s', trials=1000, engine='ray', address={cluster.address!r})\n"
+        f"config = ps.StudyConfig(**{OWN!r}, name='s', trials=1000, engine='ray', address={address!r})\n"
         "try: ps.run(config, watch=lambda event: print(type(event).__name__, flush=True))\n"
         "except ps.errors.StudyError as error: print(error)\n"
     )
@@ -257,27 +258,15 @@ def test_a_cluster_whose_head_is_gone_ends_the_run_with_one_line(cluster, workpl
         out, _ = running.communicate(timeout=50)  # before Ray's minute is over
     assert running.returncode == 0
     assert out.splitlines()[-1] == (
-        f"the Ray cluster {cluster.address} has not answered for 5 s; every finished trial is kept, the same command "
-        "goes on"
+        f"the Ray cluster {address} has not answered for 5 s; every finished trial is kept, the same command goes on"
     )
 
 
 @pytest.mark.slow
 def test_a_cluster_of_its_own_ends_with_the_command_even_if_that_is_killed(workplace, start):
     pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
-    arguments = [
-        "--backbone",
-        "mine:tiny",
-        "--evaluate",
-        "mine:scored",
-        "--engine",
-        "ray",
-        "--trials",
-        "60",
-        "--jobs",
-        "1",
-    ]
-    running = start("run", *arguments, "--name", "s", env={"PAUSE": "0.3"}, start_new_session=True)
+    own = ["--backbone", "mine:tiny", "--evaluate", "mine:scored", "--engine", "ray", "--jobs", "1", "--name", "s"]
+    running = start("run", *own, "--trials", "60", env={"PAUSE": "0.3"}, start_new_session=True)
     log = workplace / "studies" / "s" / "journal.log"
     until = time.monotonic() + 120
     while not (log.exists() and log.read_text().count('"op_code":6') >= 2):  # two trials have ended
@@ -290,7 +279,7 @@ def test_a_cluster_of_its_own_ends_with_the_command_even_if_that_is_killed(workp
     while _raylets(running.pid):
         assert time.monotonic() < until
         time.sleep(0.5)
-    code = start("run", *arguments[:-4], "--trials", "6", "--jobs", "1", "--name", "s")
+    code = start("run", *own, "--trials", "6")
     _, err = code.communicate(timeout=120)
     assert code.returncode == 0, err
     assert torch.arange(6).tolist() == pd.read_csv("reports/s/trials.csv").trial.tolist()[:6]

@@ -206,7 +206,7 @@ def test_a_trial_lost_at_any_write_is_asked_again_with_the_same_placement(tmp_pa
     before = path.read_bytes()
     asked = trials.ask()
     lines = path.read_bytes()[len(before) :].splitlines(keepends=True)
-    assert len(lines) >= 4
+    assert len(lines) >= 2
     for count in range(len(lines) + 1):
         path.write_bytes(before + b"".join(lines[:count]))
         again = opened(tmp_path)

@@ -139,6 +139,7 @@ def test_a_dead_worker_is_noticed_even_if_a_child_of_it_lives_and_that_ends_too(
         assert not is_running(child)
 
 
+@pytest.mark.slow
 def test_when_the_memory_of_the_gpu_does_not_suffice_fewer_run_at_a_time_and_the_trial_again(workplace):
     told = []
     with Workers(2, assignment(evaluate="mine:hungry"), told.append) as workers:
@@ -278,6 +279,7 @@ def test_workers_map_the_data_that_the_main_process_decoded(workplace, monkeypat
     )
 
 
+@pytest.mark.slow
 def test_workers_hired_ahead_wait_for_their_assignment_and_are_all_used(workplace):
     with Workers(2, None, print) as workers:
         workers.hire(2)
@@ -349,6 +351,7 @@ def test_workers_that_cannot_train_or_die_have_no_pace(workplace):
         workers.pace(1, 0.1)
 
 
+@pytest.mark.slow
 def test_a_study_with_as_many_workers_as_were_measured_gives_the_same_table(workplace, monkeypatch):
     one = ps.run(config(name="one")).trials_frame()
     paces, told = {1: 10.0, 2: 19.0, 3: 19.5}, []

@@ -222,7 +222,6 @@ class Trials:
             return None
         with nullcontext() if self._claims is None else at_once(self._storage):
             placement, reference = self._place(trial)
-            self._write_parameters(trial, placement)
         self._claimed.discard(number)
         self._running.add(number)
         epochs, text = self._epochs_at(number), str(placement)
@@ -314,7 +313,10 @@ class Trials:
         return placement, reference
 
     def _write_parameters(self, trial: FrozenTrial, placement: Placement) -> None:
-        """Write a placement as Optuna's parameters; one that the space does not hold has none."""
+        """Write a placement as Optuna's parameters; one that the space does not hold has none.
+
+        They are written with the result, because running trials are read again and again by all who share a study.
+        """
         for site, text in (self._space.chosen(placement) or {}).items():
             if site not in trial.params:
                 choices = self._distributions[site]
@@ -436,6 +438,7 @@ class Trials:
         if config and self._artifacts is not None:
             with suppress(OSError):  # a config can be had again, a trial cannot
                 self._attach(self._artifacts, trial, f"trial-{record.trial}.yaml", config)
+        self._write_parameters(stored, record.placement)
         for name, limit in self._limits.items():
             if name not in stored.constraints:
                 trial.set_constraint(name, record.value(name) - limit)

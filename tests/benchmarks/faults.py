@@ -7,7 +7,10 @@ placements and scores have to be those of a study that nothing happened to. Rows
 `reports/benchmarks/faults.csv`, so that faults can be tried one by one, and `reports/benchmarks/faults.md` is written
 from all of them. About 40 minutes on two cores.
 
-    python tests/benchmarks/faults.py [FAULT ...] [--storage URL] [--seed N] [--times N]
+    python tests/benchmarks/faults.py [FAULT ...] [--storage journal|postgresql] [--seed N] [--times N]
+
+With `--storage postgresql` it starts a server of its own, and commands in other processes join the study as
+`placesearch worker` does from other machines.
 """
 
 import argparse
@@ -35,9 +38,14 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from servers import Postgres
+
 COMMAND = Path(sys.executable).with_name("placesearch")
 NETWORKS = Path(__file__).parents[1] / "networks.py"
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks" / "faults.md"
+STORAGES = ("journal", "postgresql")
 TRIALS = 24
 """Trials of each study."""
 
@@ -95,17 +103,15 @@ class Bench:
 
     Args:
         folder: Folder for them.
-        storage: The storage's URL; None for a journal.
+        server: The server of the storage; None for a journal.
         trials: Trials of each study.
         random: Draws the moments.
-        name: What the names of studies begin with, so that several benches can share a storage.
     """
 
     folder: Path
-    storage: str | None
+    server: Postgres | None
     trials: int
     random: random.Random
-    name: str = field(default_factory=lambda: f"faults-{os.getpid()}")
     made: int = 0
 
     def __post_init__(self) -> None:
@@ -120,7 +126,7 @@ class Bench:
     def study(self, *options: str, fault: str = "", jobs: int = 2) -> "Study":
         """Begin a new study, always the same one under another name."""
         self.made += 1
-        name = f"{self.name}-{self.made}"
+        name = f"faults-{self.made}"
         folder = self.folder / name
         folder.mkdir()
         shutil.copy(NETWORKS, folder / "mine.py")
@@ -141,6 +147,7 @@ class Study:
         lost: Those that were seen to be gone or others later.
         left: Processes that did not end in time.
         known: How many evaluations had been begun when the command was given.
+        joined: The commands that joined it.
     """
 
     bench: Bench
@@ -151,22 +158,48 @@ class Study:
     lost: set[int] = field(default_factory=set)
     left: int = 0
     known: int = 0
+    joined: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, **how: object) -> subprocess.Popen[bytes]:
         """Give the command."""
         options = ["--backbone", "mine:tiny", "--input-size", "32", "--reductions", "2,4", *self.options]
-        if self.bench.storage:
-            options += ["--storage", self.bench.storage]
+        if self.bench.server:
+            options += ["--storage", self.bench.server.public_url]
         self.known = len(self.begun())
         with (self.folder / "errors").open("w") as errors:  # no pipe, which a process that is left would hold open
             self.process = subprocess.Popen(
                 [COMMAND, "run", *options, "--trials", str(self.bench.trials), "--name", self.folder.name, "--quiet"],
                 cwd=self.folder,
-                env={**os.environ, "FAULT": self.fault, "FAILING": str(FAILING)},
+                env=self.environment(),
                 stderr=errors,
                 **how,
             )
         return self.process
+
+    def join(self) -> subprocess.Popen[bytes]:
+        """Have another command join it."""
+        assert self.bench.server is not None, "a journal is not shared"
+        with (self.folder / f"errors-{len(self.joined)}").open("w") as errors:
+            options = ["--storage", self.bench.server.public_url, "--wait", f"{PATIENCE:g}s", "--jobs", "1", "--quiet"]
+            process = subprocess.Popen(
+                [COMMAND, "worker", self.folder.name, *options],
+                cwd=self.folder,
+                env=self.environment(),
+                stderr=errors,
+            )
+        self.joined.append(process)
+        return process
+
+    def wait_for_joined(self) -> None:
+        """Wait until the commands that joined it have ended, as they do with the study."""
+        for number, process in enumerate(self.joined):
+            code = process.wait(PATIENCE)
+            assert code in (0, -signal.SIGKILL), (self.folder / f"errors-{number}").read_text()
+
+    def environment(self) -> dict[str, str]:
+        """Return what the commands find in their environment."""
+        secret = {"PGPASSWORD": self.bench.server.password} if self.bench.server else {}
+        return {**os.environ, **secret, "FAULT": self.fault, "FAILING": str(FAILING)}
 
     def end(self) -> None:
         """Give the command and wait until it has ended the study."""
@@ -184,8 +217,10 @@ class Study:
     def stored(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that the storage holds now."""
         journal = self.folder / "studies" / self.folder.name / "journal.log"
-        where: BaseStorage | str | None = self.bench.storage
-        if where is None:
+        where: BaseStorage | str
+        if self.bench.server:
+            where = self.bench.server.url.replace("postgresql:", "postgresql+psycopg:")
+        else:
             if not journal.exists():
                 return []
             where = JournalStorage(JournalFileBackend(str(journal)))
@@ -473,7 +508,7 @@ def full_disk(bench: Bench, times: int) -> Found:
 
 def torn_line(bench: Bench, times: int) -> Found:
     """After a kill of all, the journal's last line is cut somewhere; what counts are the trials before it."""
-    assert bench.storage is None, "only a journal has lines"
+    assert bench.server is None, "only a journal has lines"
     found = Found()
     while found.tried < times:
         study, tried = bench.study(), 0
@@ -499,6 +534,59 @@ def torn_line(bench: Bench, times: int) -> Found:
     return found
 
 
+def kill_a_command(bench: Bench, times: int) -> Found:
+    """`kill -9` of one of three commands that share a study, one of them that which began it; another takes its place.
+
+    What a command evaluated is taken over by another one at once, as all are of one machine.
+    """
+    found = Found()
+    while found.tried < times:
+        study, tried = bench.study(jobs=1), 0
+        study.start()
+        commands = [study.process, study.join(), study.join()]
+        while found.tried + tried < times:
+            study.known = len(study.begun())
+            study.wait_for_a_moment()
+            study.remember()
+            if study.process.poll() is not None:
+                break
+            victim = bench.random.randrange(len(commands))
+            if commands[victim].poll() is None:
+                commands[victim].kill()
+                commands[victim].wait()
+                tried += 1
+                commands[victim] = study.join() if victim else study.start()
+        study.wait_for_joined()
+        study.wait()
+        study.end()
+        study.add_to(found, tried, bench.expected)
+    return found
+
+
+def kill_the_server(bench: Bench, times: int) -> Found:
+    """`kill -9` of the database server and all its processes; it starts again after up to 3 s."""
+    assert bench.server is not None, "a journal has no server"
+    found = Found()
+    while found.tried < times:
+        study, tried = bench.study(), 0
+        process = study.start()
+        study.join()
+        while found.tried + tried < times:
+            study.wait_for_a_moment()
+            study.remember()
+            if process.poll() is not None:
+                break
+            bench.server.kill()
+            time.sleep(bench.random.uniform(0, 3))
+            bench.server.start()
+            tried += 1
+            study.remember()
+        study.wait_for_joined()
+        study.wait()
+        study.add_to(found, tried, bench.expected)
+    return found
+
+
 @dataclass(frozen=True)
 class Fault:
     """A fault.
@@ -507,11 +595,13 @@ class Fault:
         told: What it is called in the table.
         try_it: Tries it.
         times: How often, by default.
+        storages: Where it can be tried.
     """
 
     told: str
     try_it: Callable[[Bench, int], Found]
     times: int
+    storages: tuple[str, ...] = STORAGES
 
 
 FAULTS = {
@@ -523,15 +613,12 @@ FAULTS = {
     "hang": Fault("an evaluation that hangs, `--trial-timeout`", hang, 6),
     "nan": Fault("a loss that is not a number", nan, 6),
     "image": Fault("a corrupt image: refused, then `--skip-corrupt`", corrupt_image, 3),
-    "disk": Fault("a full disk", full_disk, 10),
-    "line": Fault("a torn last line of the journal", torn_line, 10),
+    "disk": Fault("a full disk", full_disk, 10, ("journal",)),
+    "line": Fault("a torn last line of the journal", torn_line, 10, ("journal",)),
+    "command": Fault("`kill -9` of one of three commands of a study", kill_a_command, 50, ("postgresql",)),
+    "server": Fault("`kill -9` of the database server", kill_the_server, 50, ("postgresql",)),
 }
 """Every fault by its name on the command line."""
-
-
-def kind_of(storage: str | None) -> str:
-    """Return what a storage is called in the table, without what may be secret."""
-    return storage.partition(":")[0].partition("+")[0] if storage else "journal"
 
 
 def write_report(rows: pd.DataFrame) -> None:
@@ -568,7 +655,7 @@ def main() -> None:
     """Try the faults that are named, all if none is, and write the report with what is known of the others."""
     parser = argparse.ArgumentParser()
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}")
-    parser.add_argument("--storage", help="where the trials are kept; a journal if not given")
+    parser.add_argument("--storage", choices=STORAGES, default=STORAGES[0], help="where the trials are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=int, help="how often to try each")
     given = parser.parse_args()
@@ -576,18 +663,22 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in ('torch', 'optuna', 'filelock'))}, seed {given.seed}"
     )
-    names = given.faults or [*FAULTS]
-    if given.storage and not given.faults:
-        names.remove("line")
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder).resolve(), given.storage, TRIALS, random.Random())
+    names = given.faults or [name for name, fault in FAULTS.items() if given.storage in fault.storages]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made).resolve()
+        folder.chmod(0o755)
+        (folder / "server").mkdir()
+        server = Postgres(folder / "server") if given.storage == "postgresql" else None
+        bench = Bench(folder, server, TRIALS, random.Random())
         for name in names:
             began = time.monotonic()
             bench.random.seed(f"{name} {given.seed}")
             found = FAULTS[name].try_it(bench, given.times or FAULTS[name].times)
-            row = {"fault": name, "storage": kind_of(given.storage), **vars(found), "where": where}
+            row = {"fault": name, "storage": given.storage, **vars(found), "where": where}
             print(f"{time.monotonic() - began:.0f} s: {row}", flush=True)
             keep(row)
+        if server is not None:
+            server.stop()
 
 
 def keep(row: dict[str, object]) -> None:

@@ -60,12 +60,16 @@ class Sleeping:
         size: How many trials at a time.
         seconds: How long a trial takes, 10 % more or less.
         until: When to end, by `time.monotonic`.
+
+    Attributes:
+        busy: Seconds until then that trials took, of all at a time together.
+        ended: Trials that have ended.
     """
 
     def __init__(self, size: int, seconds: float, until: float) -> None:
         self.size, self._seconds, self._until = size, seconds, until
-        self._ends: dict[float, tuple[TrialRecord, float]] = {}
-        self.slept = self.ended = 0.0
+        self._ends: dict[float, TrialRecord] = {}
+        self.busy, self.ended = 0.0, 0
 
     def submit(self, task) -> None:
         length = self._seconds * random.Random(task.trial).uniform(0.9, 1.1) if self._seconds else 0.0
@@ -74,16 +78,17 @@ class Sleeping:
             trial=task.trial, state="COMPLETE", placement=task.placement, reference=task.reference, epochs=1,
             val_accuracy=0.5 + 0.01 * len(task.placement) + 0.03 * luck, val_loss=1.0, seconds=length, seed=0,
         )  # fmt: skip
-        self._ends[time.monotonic() + length + 1e-9 * task.trial] = record, length
+        now = time.monotonic()
+        self._ends[now + length + 1e-9 * task.trial] = record
+        self.busy += max(0.0, min(length, self._until - now))
 
     def results(self, timeout=None):
         left = min(self._ends) - time.monotonic()
         time.sleep(max(0.0, left if timeout is None else min(left, timeout)))
         ended = [end for end in self._ends if end <= time.monotonic()]
         found = [self._ends.pop(end) for end in ended]
-        self.slept += sum(length for _, length in found)
         self.ended += len(found)
-        return [record for record, _ in found]
+        return found
 
     def called_off(self) -> str:
         return "time" if time.monotonic() >= self._until else ""
@@ -111,10 +116,10 @@ def work(plan, where, size: int, seconds: float, rounds: float, barrier, results
     used, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     evaluators = Sleeping(size, seconds, began + seconds * rounds)
     search(plan, trials, evaluators, lambda _: None, began, evaluators.called_off)
-    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
     trials.leave()
+    after = resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    results.put((evaluators.slept / (wall * size), evaluators.ended, processor, took))
+    results.put((evaluators.busy / (seconds * rounds * size), evaluators.ended, processor, took))
 
 
 def seconds_of(pid: int) -> float:
