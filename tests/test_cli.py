@@ -249,14 +249,9 @@ def test_a_full_disk_gets_one_line_and_no_finished_trial_is_lost(call):
         (["serach"], "No such command"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(workplace, capsys, monkeypatch, arguments, says):
-    from placesearch.cli import main
-
-    monkeypatch.setattr("sys.argv", ["placesearch", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out) == (2, "")
+def test_bad_input_gets_one_line_and_exit_code_2(call_here, arguments, says):
+    code, out, err = call_here(*arguments)
+    assert (code, out) == (2, "")
     assert err.startswith("placesearch: ")
     assert err.count("\n") == 1
     assert says in err
