@@ -1,13 +1,16 @@
 """Working on a study that another process has begun, on this machine or on any other."""
 
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 
 from placesearch.config import StudyConfig
 from placesearch.confirming import evaluation_of
@@ -24,6 +27,9 @@ from placesearch.storage_url import StorageUrl
 from placesearch.study import device_named, nobody
 from placesearch.training.datasets import load_data
 from placesearch.training.loop import pick_precision
+
+LEFT_SECONDS = 60.0
+"""Age of a folder from which on it is removed if its process is gone; a younger one may be about to be locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +111,31 @@ def work(
 
     began = time.monotonic()
     with (
-        TemporaryDirectory(prefix="placesearch-") as folder,
+        _shared_folder() as folder,
         Workers(jobs_for(config, where), None, counted, config.trial_timeout) as workers,
     ):
         size = workers.size
         watch(study_began(plan, tuple(trials.records()), size, tuple(plan.lines(where, size))))
-        assignment = replace(assignment_of(stored, where, Path(folder)), data=data or config.data)
+        assignment = replace(assignment_of(stored, where, folder), data=data or config.data)
         try:
-            with staffed(assignment, plan.definition, loaded, here, workers, counted, Path(folder)) as evaluators:
+            with staffed(assignment, plan.definition, loaded, here, workers, counted, folder) as evaluators:
                 del loaded
                 ended = search(plan, trials, evaluators, counted, began, _called_off(trials))
         finally:
             trials.leave()
     return Worked(study, count, ended)
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """Give a folder for what the workers of this process share; remove those of processes that were killed."""
+    for lock in Path(tempfile.gettempdir()).glob("placesearch-*/run.lock"):
+        with suppress(OSError, Timeout):  # it is another user's, or in use
+            if time.time() - lock.stat().st_mtime > LEFT_SECONDS:
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(prefix="placesearch-") as made, FileLock(Path(made) / "run.lock"):
+        yield Path(made)
 
 
 def _awaited(study: str, url: StorageUrl, wait: float, watch: Watch) -> Definition:

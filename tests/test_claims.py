@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 
 import optuna
 import pytest
@@ -122,6 +123,21 @@ def test_one_that_wants_a_lost_trial_and_dies_is_not_waited_for(study, clock):
     second.lost(trials(study))
     first.lost(trials(study))
     assert looked(second, study, clock, 10 * SETTLE_SECONDS) is not None
+
+
+@pytest.mark.parametrize("waits", [[GRACE_SECONDS + 1], [GRACE_SECONDS + 1, SETTLE_SECONDS + 1]])
+def test_a_trial_whose_result_comes_while_it_is_taken_over_is_not_lost(study, clock, waits):
+    """It was read before its result came, and then its process was found to have ended."""
+    study.ask()
+    Claims(study._storage, elsewhere(), clock).begin(trials(study)[0]._trial_id)
+    claims = Claims(study._storage, here(), clock)
+    for wait in waits:
+        assert claims.lost(trials(study)) is None
+        clock.now += wait
+    read = deepcopy(trials(study))
+    study.tell(0, 1.0)
+    assert claims.lost(read) is None
+    assert not claims.is_own(read[0])
 
 
 def test_a_trial_that_nobody_signed_is_lost_after_the_grace(study, clock):

@@ -1,8 +1,10 @@
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import reproducible
+from filelock import FileLock
 
 import placesearch as ps
 from placesearch.errors import InputError, StudyError
@@ -57,6 +60,23 @@ def test_a_worker_ends_when_the_process_that_runs_the_study_has_ended(workplace)
     worked = ps.work("s", URL, jobs=1, allow=ALLOWED)
     assert (worked.trials, worked.ended) == (0, "the process that runs the study has ended")
     assert not (workplace / "studies").exists()  # a worker leaves nothing behind
+
+
+def test_a_worker_removes_what_killed_ones_have_left_and_nothing_of_those_that_live(workplace, monkeypatch):
+    begun()
+    monkeypatch.setattr(tempfile, "tempdir", str(workplace / "temporary"))
+    for name in ("placesearch-killed", "placesearch-lives", "placesearch-young", "another"):
+        lock = workplace / "temporary" / name / "run.lock"
+        lock.parent.mkdir(parents=True)
+        (lock.parent / "data.safetensors").touch()
+        lock.touch()
+        if name != "placesearch-young":
+            os.utime(lock, (0, 0))
+    with FileLock(workplace / "temporary" / "placesearch-lives" / "run.lock"):
+        os.utime(workplace / "temporary" / "placesearch-lives" / "run.lock", (0, 0))
+        ps.work("s", URL, jobs=1, allow=ALLOWED)
+    left = {path.name for path in (workplace / "temporary").iterdir()}
+    assert left == {"placesearch-lives", "placesearch-young", "another"}
 
 
 def test_a_study_of_this_name_with_other_settings_is_refused(workplace):

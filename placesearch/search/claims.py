@@ -19,6 +19,7 @@ from threading import Event, Thread
 from typing import Any, Self
 from uuid import uuid4
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -148,17 +149,24 @@ class Claims:
             if trial.state != TrialState.RUNNING or self.is_own(trial) or not self._is_lost(trial):
                 self._wanted.pop(trial._trial_id, None)
                 continue
-            wanted = self._wanted.get(trial._trial_id)
-            taker = trial.system_attrs.get(TAKER)
-            if wanted is None or (taker != self._owner.name and self._now() - wanted > 2 * SETTLE_SECONDS):
-                self._storage.set_trial_system_attr(trial._trial_id, TAKER, self._owner.name)
-                self._wanted[trial._trial_id] = self._now()
-            elif taker == self._owner.name and self._now() - wanted > SETTLE_SECONDS:
-                del self._wanted[trial._trial_id]
-                self._seen.pop(trial._trial_id, None)
-                self.begin(trial._trial_id)
-                return trial
+            with suppress(UpdateFinishedTrialError):  # its result has come since, and its process has ended
+                if self._taken(trial):
+                    return trial
         return None
+
+    def _taken(self, trial: FrozenTrial) -> bool:
+        """Take a lost trial: first say that this process wants it, then begin it if no other one has said so."""
+        wanted = self._wanted.get(trial._trial_id)
+        taker = trial.system_attrs.get(TAKER)
+        if wanted is None or (taker != self._owner.name and self._now() - wanted > 2 * SETTLE_SECONDS):
+            self._storage.set_trial_system_attr(trial._trial_id, TAKER, self._owner.name)
+            self._wanted[trial._trial_id] = self._now()
+        elif taker == self._owner.name and self._now() - wanted > SETTLE_SECONDS:
+            del self._wanted[trial._trial_id]
+            self._seen.pop(trial._trial_id, None)
+            self.begin(trial._trial_id)
+            return True
+        return False
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         stored = trial.system_attrs.get(OWNER)

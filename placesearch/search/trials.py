@@ -220,9 +220,14 @@ class Trials:
         if PLACEMENT not in trial.user_attrs and self._planned(number) is None and self._is_exhausted(trials[:number]):
             self._give_back(trial)
             return None
-        with nullcontext() if self._claims is None else at_once(self._storage):
-            placement, reference = self._place(trial)
         self._claimed.discard(number)
+        try:
+            with nullcontext() if self._claims is None else at_once(self._storage):
+                placement, reference = self._place(trial)
+        except UpdateFinishedTrialError:  # this process was taken for dead, and its trial has ended elsewhere
+            if self._claims is not None:
+                self._claims.end(trial)
+            return None
         self._running.add(number)
         epochs, text = self._epochs_at(number), str(placement)
         repeated = sum(
@@ -422,8 +427,11 @@ class Trials:
         """
 
         def attempt() -> FrozenTrial:
-            with at_once(self._storage):
-                return self._complete(record, config)
+            try:
+                with at_once(self._storage):
+                    return self._complete(record, config)
+            except UpdateFinishedTrialError:  # just now, elsewhere
+                return self._all()[record.trial]
 
         stored = patiently(attempt, self._tell)
         self._running.discard(record.trial)
@@ -446,11 +454,10 @@ class Trials:
             value = getattr(record, name)
             if value is not None:
                 trial.set_user_attr(name, value)
-        with suppress(UpdateFinishedTrialError):
-            if record.state == "COMPLETE":
-                self._study.tell(trial, [record.value(name) for name in self._objectives])
-            else:
-                self._study.tell(trial, state=TrialState[record.state])
+        if record.state == "COMPLETE":
+            self._study.tell(trial, [record.value(name) for name in self._objectives])
+        else:
+            self._study.tell(trial, state=TrialState[record.state])
         return stored
 
     def _attach(self, folder: Path, trial: optuna.trial.Trial, name: str, text: str) -> None:

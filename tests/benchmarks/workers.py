@@ -23,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty
 
 import optuna
 import pandas as pd
@@ -165,7 +166,7 @@ def measured(plan, where, processor, workers: int, seconds: float, rounds: float
     """Let so many workers work; return the mean share of their time in trials, trials, and processor time of each."""
     context = multiprocessing.get_context("fork")  # all that is imported is shared
     processes, size = (1, workers) if isinstance(where, Path) else (workers, 1)
-    barrier, results = context.Barrier(processes + 1), context.SimpleQueue()
+    barrier, results = context.Barrier(processes + 1), context.Queue()
     begun = [
         context.Process(target=work, args=(plan, where, size, seconds, rounds, barrier, results))
         for _ in range(processes)
@@ -174,7 +175,11 @@ def measured(plan, where, processor, workers: int, seconds: float, rounds: float
         process.start()
     barrier.wait()
     before = processor()
-    found = [results.get() for _ in begun]
+    found = []
+    while len(found) < processes:
+        with suppress(Empty):
+            found.append(results.get(timeout=1.0))
+        assert not any(process.exitcode for process in begun), "a process has failed"
     for process in begun:
         process.join()
     shares, ended, used, took = (sum(column) for column in zip(*found, strict=True))
