@@ -166,7 +166,7 @@ def measured(plan, where, processor, workers: int, seconds: float, rounds: float
     """Let so many workers work; return the mean share of their time in trials, trials, and processor time of each."""
     context = multiprocessing.get_context("fork")  # all that is imported is shared
     processes, size = (1, workers) if isinstance(where, Path) else (workers, 1)
-    barrier, results = context.Barrier(processes + 1), context.Queue()
+    barrier, results = context.Barrier(processes + 1, timeout=300.0), context.Queue()
     begun = [
         context.Process(target=work, args=(plan, where, size, seconds, rounds, barrier, results))
         for _ in range(processes)
