@@ -72,7 +72,7 @@ THIRD_PARTY = {
     "plotly": {"reporting"},
     "jinja2": {"reporting", "exporting"},
     "markupsafe": {"reporting"},
-    "filelock": {"evaluation", "search", "study", "earnest"},
+    "filelock": {"evaluation", "search", "study", "earnest", "joining"},
     "safetensors": {"models", "training", "exporting", "earnest"},
     "scipy": {"costs", "search", "verdict"},
     "threadpoolctl": {"search"},

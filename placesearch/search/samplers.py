@@ -140,16 +140,25 @@ class UntriedSampler(BaseSampler):
             if PLACEMENT in other.user_attrs and other.number < trial.number
         }
         for attempt in range(ATTEMPTS):
-            inner = self._make(derived_seed(self._seed, trial.number, attempt))
-            inner.before_trial(earlier, trial)
-            chosen = inner.sample_relative(earlier, trial, search_space)
-            for site, distribution in search_space.items():
-                if site not in chosen:
-                    chosen[site] = inner.sample_independent(earlier, trial, site, distribution)
-            chosen = self._space.trimmed(chosen, np.random.default_rng(derived_seed(self._seed, trial.number, attempt)))
+            seed = derived_seed(self._seed, trial.number, attempt)
+            with LINEAR_ALGEBRA.limit(limits=1):  # OpenMP's too: the GP sampler computes with torch
+                suggested = self._suggested(self._make(seed), earlier, trial, search_space)
+            chosen = self._space.trimmed(suggested, np.random.default_rng(seed))
             if str(self._space.placement(chosen)) not in tried:
                 return chosen
         return self._any_untried(tried, derived_seed(self._seed, trial.number, ATTEMPTS))
+
+    @staticmethod
+    def _suggested(
+        inner: BaseSampler, earlier: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return what the inner sampler suggests, site by site where it has no view on all of them."""
+        inner.before_trial(earlier, trial)
+        chosen = inner.sample_relative(earlier, trial, search_space)
+        for site, distribution in search_space.items():
+            if site not in chosen:
+                chosen[site] = inner.sample_independent(earlier, trial, site, distribution)
+        return chosen
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
