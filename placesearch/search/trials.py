@@ -6,6 +6,7 @@ study and the trials before it, whoever asks; so any number of processes may ask
 """
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -44,6 +45,9 @@ DEFINITION, GOAL = "placesearch:definition", "placesearch:goal"
 
 PIECE = 16_000
 """Characters of a piece of a definition; MySQL takes 65,535 bytes."""
+
+PLACED_AFTER, PLACED_WITHIN = 0.03, 2.0
+"""Seconds that a process takes for placing its position, about and at most; after that another one does it."""
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -212,10 +216,7 @@ class Trials:
         number, trials = min(self._claimed), self._all()
         if self._must_wait(number, trials):  # others were faster, and this is a later position than it seemed
             return None
-        while (unplaced := next((t for t in trials[:number] if PLACEMENT not in t.user_attrs), None)) is not None:
-            with suppress(UpdateFinishedTrialError):  # who has begun it was slow, or killed, or very fast just now
-                self._place(unplaced)
-            trials = self._all()
+        trials = self._all_placed(number, trials)
         trial = trials[number]
         if PLACEMENT not in trial.user_attrs and self._planned(number) is None and self._is_exhausted(trials[:number]):
             self._give_back(trial)
@@ -237,6 +238,25 @@ class Trials:
         seed = self._seed + repeated if repeated else None
         looked_at = self._milestone(number, text, trials, stops=reference is None and not repeated)
         return Task(number, placement, reference, epochs, seed, milestone=looked_at)
+
+    def _all_placed(self, number: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials when all before a position are placed, on which depends what it gets.
+
+        Each is left to the process that has begun it, or all that ask at a moment would place the same ones; but not
+        for long.
+        """
+        first, since = None, 0.0
+        while unplaced := [trial for trial in trials[:number] if PLACEMENT not in trial.user_attrs]:
+            if unplaced[0].number != first:
+                first, since = unplaced[0].number, time.monotonic()
+            is_begun = self._claims is not None and unplaced[0].state == TrialState.RUNNING
+            if is_begun and time.monotonic() < since + PLACED_WITHIN:
+                time.sleep(PLACED_AFTER * len(unplaced))
+            else:
+                with suppress(UpdateFinishedTrialError):  # who has begun it was slow, or killed, or very fast just now
+                    self._place(unplaced[0])
+            trials = self._all()
+        return trials
 
     def _take_lost(self, trials: list[FrozenTrial]) -> None:
         """Take over a trial that was begun by a process which is gone, if there is one."""
