@@ -91,6 +91,7 @@ def test_a_curve_is_kept_with_its_trial(workplace):
     assert [record.curve for record in study.records] == [(0.25, 0.5)] * 2
 
 
+@pytest.mark.slow
 def test_it_starts_from_weights_if_there_are_any(workplace):
     torch.save(torch.nn.Module.state_dict(evaluate_start()), "w.pt")
     study = ps.run(own(weights="w.pt", trials=2), evaluate="mine:evaluate")

@@ -335,6 +335,7 @@ def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace)
         ps.run(config(name="s", sites="residual,block", trials=6))
 
 
+@pytest.mark.slow
 def test_a_study_from_a_branch_trains_the_plain_network_up_to_there_once(workplace):
     values = {"start": "branch", "epochs": 3, "trials": 5}
     told = []

@@ -93,6 +93,7 @@ def ended(workers, count):
     return records
 
 
+@pytest.mark.slow
 def test_a_trial_that_takes_too_long_fails_at_once_and_its_worker_is_replaced(workplace):
     with Workers(1, assignment(evaluate="mine:hangs"), print, trial_timeout=0.5) as workers:
         workers.submit(Task(4, SE, "se-everywhere", epochs=3, seed=7))
@@ -119,6 +120,7 @@ def test_a_study_with_a_time_limit_goes_on_past_trials_that_hang(workplace):
     assert study.records[3].error == "took longer than 0.4 s, its time limit (--trial-timeout)"
 
 
+@pytest.mark.slow
 def test_with_a_time_limit_a_function_without_a_name_is_refused(workplace):
     with pytest.raises(StudyError, match="a worker could not get ready: cannot import"):
         ps.run(own(trial_timeout="1s"), evaluate=lambda _: 0.5)
@@ -249,6 +251,7 @@ def test_a_worker_that_cannot_get_ready_says_why(workplace):
             workers.results()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_a_worker_keeps_freed_memory_unless_the_user_decided_otherwise(workplace, monkeypatch, own):
     for name in KEEPS_MEMORY:
@@ -293,6 +296,7 @@ def test_workers_hired_ahead_wait_for_their_assignment_and_are_all_used(workplac
     assert {(record.trial, record.state) for record in records} == {(0, "COMPLETE"), (1, "COMPLETE")}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_before_its_assignment_is_replaced(workplace):
     with Workers(1, None, print) as workers:
         workers.hire(1)
