@@ -103,6 +103,21 @@ def test_of_several_that_find_a_lost_trial_one_takes_it(study, clock):
     assert len(taken) == 1
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.7, 1.5, 2.3, 2.9])
+def test_several_that_find_a_lost_trial_one_after_the_other_do_not_keep_it_from_each_other(study, clock, apart):
+    study.ask()
+    Claims(study._storage, here("gone"), clock).begin(trials(study)[0]._trial_id)
+    finders = [Claims(study._storage, here(f"finder {number}"), clock) for number in range(3)]
+    found = []
+    for tenth in range(900):
+        clock.now = tenth / 10
+        for number, finder in enumerate(finders):
+            since = tenth - round(10 * apart * number)
+            if since >= 0 and since % 10 == 0 and finder.lost(trials(study)) is not None:
+                found.append(number)
+    assert len(found) == 1
+
+
 def test_who_takes_a_lost_trial_over_and_dies_loses_it_again(study, clock):
     first, second = (Claims(study._storage, elsewhere(number), clock) for number in (2, 3))
     study.ask()

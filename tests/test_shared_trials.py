@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from placesearch.errors import InputError, StudyError
 from placesearch.placement import Placement
@@ -172,6 +173,22 @@ def test_a_trial_that_is_placed_and_ends_while_another_process_places_it_for_its
     monkeypatch.setattr(second, "_place", slow)
     assert second.ask().trial == 7
     assert len(first.records()) == 7
+
+
+def test_a_position_whose_placement_another_process_writes_at_the_same_moment_is_still_given_out(url, monkeypatch):
+    """The database refuses the second of the two, and who has begun the position asks again."""
+    trials = joined(url)
+    go_on(trials, 6)
+    place, refused = trials._place, []
+
+    def refuse(trial):
+        if not refused:
+            refused.append(trial.number)
+            raise IntegrityError("insert", {}, Exception("duplicate key"))
+        return place(trial)
+
+    monkeypatch.setattr(trials, "_place", refuse)
+    assert (trials.ask().trial, refused) == (6, [6])
 
 
 def test_a_trial_whose_result_cannot_be_stored_yet_stays_alive(url, monkeypatch):

@@ -2,10 +2,11 @@
 
 Whoever begins a trial writes down who it is, and adds to a count beside it every few seconds. No clocks are compared:
 a trial is lost when its count has not changed for a while by the clock of the one that looks, or at once if its owner
-was a process of this machine that is gone. Who finds a lost trial writes its own name beside it, and takes it over if
-the name is still there some seconds later; of several that find it, it is the last (Fischer's algorithm for mutual
-exclusion, published by Lamport 1987, doi:10.1145/7351.7352). Should that fail because a process slept in between, a
-trial is evaluated twice and stored once: nothing can be written to a trial that has ended.
+was a process of this machine that is gone. Who finds a lost trial writes its own name beside it, unless there is one,
+and takes it over if the name is still there some seconds later; of several that find it at a time, it is the last
+(Fischer's algorithm for mutual exclusion, published by Lamport 1987, doi:10.1145/7351.7352). A name that stands there
+for long is written over, as its process does not come. Should that fail because a process slept in between, a trial is
+evaluated twice and stored once: nothing can be written to a trial that has ended.
 """
 
 import os
@@ -94,7 +95,7 @@ class Claims:
         self._storage, self._owner, self._now = storage, owner, now
         self._own: dict[int, int] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
-        self._wanted: dict[int, float] = {}
+        self._wanted: dict[int, tuple[str, float]] = {}
         self._ended = Event()
 
     def signature(self) -> dict[str, Any]:
@@ -155,17 +156,20 @@ class Claims:
         return None
 
     def _taken(self, trial: FrozenTrial) -> bool:
-        """Take a lost trial: first say that this process wants it, then begin it if no other one has said so."""
-        wanted = self._wanted.get(trial._trial_id)
+        """Take a lost trial if this process has wanted it for a while; else say so, unless another one wants it."""
         taker = trial.system_attrs.get(TAKER)
-        if wanted is None or (taker != self._owner.name and self._now() - wanted > 2 * SETTLE_SECONDS):
-            self._storage.set_trial_system_attr(trial._trial_id, TAKER, self._owner.name)
-            self._wanted[trial._trial_id] = self._now()
-        elif taker == self._owner.name and self._now() - wanted > SETTLE_SECONDS:
+        noted, since = self._wanted.get(trial._trial_id, (None, 0.0))
+        waited = self._now() - since
+        if taker == self._owner.name == noted and waited > SETTLE_SECONDS:
             del self._wanted[trial._trial_id]
             self._seen.pop(trial._trial_id, None)
             self.begin(trial._trial_id)
             return True
+        if taker is None or (taker == noted != self._owner.name and waited > 2 * SETTLE_SECONDS):
+            taker = self._owner.name  # whoever wanted it does not come for it
+            self._storage.set_trial_system_attr(trial._trial_id, TAKER, taker)
+        if taker != noted:
+            self._wanted[trial._trial_id] = (taker, self._now())
         return False
 
     def _is_lost(self, trial: FrozenTrial) -> bool:

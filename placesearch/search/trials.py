@@ -221,14 +221,15 @@ class Trials:
         if PLACEMENT not in trial.user_attrs and self._planned(number) is None and self._is_exhausted(trials[:number]):
             self._give_back(trial)
             return None
-        self._claimed.discard(number)
         try:
             with nullcontext() if self._claims is None else at_once(self._storage):
                 placement, reference = self._place(trial)
         except UpdateFinishedTrialError:  # this process was taken for dead, and its trial has ended elsewhere
+            self._claimed.discard(number)
             if self._claims is not None:
                 self._claims.end(trial)
             return None
+        self._claimed.discard(number)  # not before: an error may pass, and then the position is asked for again
         self._running.add(number)
         epochs, text = self._epochs_at(number), str(placement)
         repeated = sum(

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
@@ -63,6 +63,9 @@ FAILING = 0.15
 
 EVALUATION = Path(__file__).with_name("judged.py")
 """What evaluates, in the command's processes."""
+
+NETWORK, EVALUATE = "mine:tiny", "judged:evaluate"
+"""The network and what evaluates it, as the command line names them."""
 
 judge: Callable[[str, int], float] = runpy.run_path(str(EVALUATION))["judge"]
 
@@ -131,7 +134,7 @@ class Bench:
         folder.mkdir()
         shutil.copy(NETWORKS, folder / "mine.py")
         shutil.copy(EVALUATION, folder / "judged.py")
-        return Study(self, folder, ("--evaluate", "judged:evaluate", "--jobs", str(jobs), *options), fault)
+        return Study(self, folder, ("--evaluate", EVALUATE, "--jobs", str(jobs), *options), fault)
 
 
 @dataclass
@@ -162,7 +165,7 @@ class Study:
 
     def start(self, **how: object) -> subprocess.Popen[bytes]:
         """Give the command."""
-        options = ["--backbone", "mine:tiny", "--input-size", "32", "--reductions", "2,4", *self.options]
+        options = ["--backbone", NETWORK, "--input-size", "32", "--reductions", "2,4", *self.options]
         if self.bench.server:
             options += ["--storage", self.bench.server.public_url]
         self.known = len(self.begun())
@@ -178,20 +181,33 @@ class Study:
 
     def join(self) -> subprocess.Popen[bytes]:
         """Have another command join it."""
+        self.joined.append(self.joining(len(self.joined)))
+        return self.joined[-1]
+
+    def joining(self, number: int) -> subprocess.Popen[bytes]:
+        """Give the command that joins it."""
         assert self.bench.server is not None, "a journal is not shared"
-        with (self.folder / f"errors-{len(self.joined)}").open("w") as errors:
+        with (self.folder / f"errors-{number}").open("w") as errors:
             options = ["--storage", self.bench.server.public_url, "--wait", f"{PATIENCE:g}s", "--jobs", "1", "--quiet"]
-            process = subprocess.Popen(
-                [COMMAND, "worker", self.folder.name, *options],
+            allowed = ["--allow", NETWORK, "--allow", EVALUATE]
+            return subprocess.Popen(
+                [COMMAND, "worker", self.folder.name, *options, *allowed],
                 cwd=self.folder,
                 env=self.environment(),
                 stderr=errors,
             )
-        self.joined.append(process)
-        return process
+
+    def join_again(self) -> None:
+        """Give commands again that came while the server was away, and ended with a line that says so."""
+        for number, process in enumerate(self.joined):
+            if process.poll() == 2 and "cannot use" in (self.folder / f"errors-{number}").read_text():
+                self.joined[number] = self.joining(number)
 
     def wait_for_joined(self) -> None:
         """Wait until the commands that joined it have ended, as they do with the study."""
+        for process in self.joined:
+            process.wait(PATIENCE)
+        self.join_again()
         for number, process in enumerate(self.joined):
             code = process.wait(PATIENCE)
             assert code in (0, -signal.SIGKILL), (self.folder / f"errors-{number}").read_text()
@@ -216,16 +232,20 @@ class Study:
 
     def stored(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that the storage holds now."""
-        journal = self.folder / "studies" / self.folder.name / "journal.log"
-        where: BaseStorage | str
         if self.bench.server:
-            where = self.bench.server.url.replace("postgresql:", "postgresql+psycopg:")
-        else:
-            if not journal.exists():
-                return []
-            where = JournalStorage(JournalFileBackend(str(journal)))
+            server = RDBStorage(self.bench.server.url.replace("postgresql:", "postgresql+psycopg:"))
+            try:
+                return self.trials_in(server)
+            finally:
+                server.remove_session()
+                server.engine.dispose()
+        journal = self.folder / "studies" / self.folder.name / "journal.log"
+        return self.trials_in(JournalStorage(JournalFileBackend(str(journal)))) if journal.exists() else []
+
+    def trials_in(self, storage: BaseStorage) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that a storage holds now."""
         try:
-            return optuna.load_study(storage=where, study_name=self.folder.name).get_trials(deepcopy=False)
+            return optuna.load_study(storage=storage, study_name=self.folder.name).get_trials(deepcopy=False)
         except KeyError:  # not begun yet
             return []
 
@@ -579,6 +599,7 @@ def kill_the_server(bench: Bench, times: int) -> Found:
             bench.server.kill()
             time.sleep(bench.random.uniform(0, 3))
             bench.server.start()
+            study.join_again()
             tried += 1
             study.remember()
         study.wait_for_joined()
