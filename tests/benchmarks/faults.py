@@ -197,17 +197,21 @@ class Study:
                 stderr=errors,
             )
 
-    def join_again(self) -> None:
+    def give_again(self) -> None:
         """Give commands again that came while the server was away, and ended with a line that says so."""
+        if self.process.poll() == 2 and "cannot use" in (self.folder / "errors").read_text():
+            self.start()
         for number, process in enumerate(self.joined):
             if process.poll() == 2 and "cannot use" in (self.folder / f"errors-{number}").read_text():
                 self.joined[number] = self.joining(number)
 
     def wait_for_joined(self) -> None:
         """Wait until the commands that joined it have ended, as they do with the study."""
-        for process in self.joined:
-            process.wait(PATIENCE)
-        self.join_again()
+        until = time.monotonic() + PATIENCE
+        while any(process.poll() is None for process in self.joined) and time.monotonic() < until:
+            self.give_again()
+            time.sleep(0.1)
+        self.give_again()
         for number, process in enumerate(self.joined):
             code = process.wait(PATIENCE)
             assert code in (0, -signal.SIGKILL), (self.folder / f"errors-{number}").read_text()
@@ -589,17 +593,17 @@ def kill_the_server(bench: Bench, times: int) -> Found:
     found = Found()
     while found.tried < times:
         study, tried = bench.study(), 0
-        process = study.start()
+        study.start()
         study.join()
         while found.tried + tried < times:
             study.wait_for_a_moment()
+            study.give_again()
             study.remember()
-            if process.poll() is not None:
+            if study.process.poll() is not None:
                 break
             bench.server.kill()
             time.sleep(bench.random.uniform(0, 3))
             bench.server.start()
-            study.join_again()
             tried += 1
             study.remember()
         study.wait_for_joined()
