@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from placesearch.errors import InputError, StudyError
 from placesearch.placement import Placement
@@ -189,6 +189,20 @@ def test_a_position_whose_placement_another_process_writes_at_the_same_moment_is
 
     monkeypatch.setattr(trials, "_place", refuse)
     assert (trials.ask().trial, refused) == (6, [6])
+
+
+def test_a_position_that_was_stored_though_the_storage_was_away_before_it_said_so_is_given_out(url, monkeypatch):
+    trials = joined(url)
+    create = trials._storage.create_new_trial
+
+    def cut_off(*arguments):
+        monkeypatch.undo()
+        create(*arguments)
+        raise OperationalError("commit", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(trials._storage, "create_new_trial", cut_off)
+    assert trials.ask().trial == 0
+    assert trials.count() == 1
 
 
 def test_a_trial_whose_result_cannot_be_stored_yet_stays_alive(url, monkeypatch):

@@ -147,7 +147,11 @@ class Claims:
             trials: The trials of the study as they are stored now.
         """
         for trial in trials:
-            if trial.state != TrialState.RUNNING or self.is_own(trial) or not self._is_lost(trial):
+            is_open = trial.state == TrialState.RUNNING and not self.is_own(trial)
+            if is_open and self._is_signed(trial):
+                self.own(trial._trial_id)  # the storage kept that it was begun, and was away before it could say so
+                return trial
+            if not is_open or not self._is_lost(trial):
                 self._wanted.pop(trial._trial_id, None)
                 continue
             with suppress(UpdateFinishedTrialError):  # its result has come since, and its process has ended
@@ -171,6 +175,11 @@ class Claims:
         if taker != noted:
             self._wanted[trial._trial_id] = (taker, self._now())
         return False
+
+    def _is_signed(self, trial: FrozenTrial) -> bool:
+        """Tell whether this process stands beside a trial as its owner."""
+        stored = trial.system_attrs.get(OWNER)
+        return stored is not None and Owner(*stored) == self._owner
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         stored = trial.system_attrs.get(OWNER)
