@@ -47,6 +47,7 @@ def test_fresh_seeds_are_far_from_those_of_the_search_and_always_the_same(seed):
     assert 0 <= min(seeds) <= max(seeds) < 2**32
 
 
+@pytest.mark.slow
 def test_a_confirmation_goes_on_where_it_stopped_and_takes_more_seeds(workplace):
     ps.run(config(name="s", trials=5))
     events = []

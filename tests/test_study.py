@@ -317,6 +317,7 @@ def test_costs_are_kept_with_the_study_and_not_counted_again(workplace, monkeypa
     assert len(ps.run(config(name="s", trials=6)).records) == 6
 
 
+@pytest.mark.slow
 def test_a_study_from_weights_starts_all_trials_from_them_and_says_so(workplace):
     torch.save(load_backbone("mine:tiny", 1000).state_dict(), "w.pt")
     one = ps.run(config(name="s", weights="w.pt", sites="residual,block", trials=5))

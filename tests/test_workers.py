@@ -266,6 +266,7 @@ def test_a_worker_keeps_freed_memory_unless_the_user_decided_otherwise(workplace
     assert not set(KEEPS_MEMORY) - set(own) & set(os.environ)
 
 
+@pytest.mark.slow
 def test_workers_map_the_data_that_the_main_process_decoded(workplace, monkeypatch):
     tree = make_tree(workplace / "tree", ["train", "val", "test"], count=80)
     one = ps.run(config(name="one", data="tree", trials=4)).trials_frame()
