@@ -172,6 +172,7 @@ def test_trials_that_wait_or_have_ended_are_not_lost(study, clock):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="process ids are told by /proc")  # noqa: PTH110
+@pytest.mark.slow
 def test_a_process_of_this_machine_is_known_to_be_gone_as_soon_as_it_is(study, clock):
     code = "from placesearch.search.claims import Owner; print(*Owner.this_process().plain(), sep='|'); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

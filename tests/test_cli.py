@@ -267,6 +267,7 @@ def test_a_folder_that_cannot_be_written_to_gets_one_line(call_here, monkeypatch
 
 
 @pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root needs setpriv to heed permissions")
+@pytest.mark.slow
 def test_a_study_in_a_folder_that_became_read_only_gets_one_line_and_is_left_as_it_is(workplace):
     command = [*TINY, "--epochs", "1", "--jobs", "1", "--name", "s"]
     assert CliRunner().invoke(cli, [*command, "--trials", "1"]).exit_code == 0

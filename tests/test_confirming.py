@@ -128,6 +128,7 @@ def test_blocks_that_change_nothing_are_not_called_better_and_plain_is_recommend
     assert ps.Architecture.load("reports/s/architectures/best.yaml", allow=["mine:tiny"]) == found.best
 
 
+@pytest.mark.slow
 def test_a_study_that_starts_from_a_branch_is_confirmed_from_scratch_as_well(workplace):
     ps.run(config(name="s", trials=3, epochs=3, start="branch"))
     found = ps.confirm("s", seeds=2, jobs=1, top=1, allow=["mine:tiny"])

@@ -36,6 +36,7 @@ def begun(**changes):
     shutil.rmtree("reports")
 
 
+@pytest.mark.slow
 def test_a_study_in_a_database_is_the_same_as_one_in_a_file(workplace):
     in_file = ps.run(ps.StudyConfig(**OWN, name="f", trials=8))
     in_database = ps.run(ps.StudyConfig(**OWN, name="d", trials=8, storage=URL))
@@ -295,6 +296,7 @@ def test_the_password_can_come_from_where_the_driver_looks_for_it(workplace, cal
     assert (code, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_study_whose_storage_is_away_does_not_hide_the_others(call_here):
     begun()
     ps.run(ps.StudyConfig(**OWN, name="here", trials=3))

@@ -129,6 +129,7 @@ def test_an_evaluation_that_cannot_be_used_gets_one_line_and_leaves_no_trace(wor
     assert not Path("studies").exists()
 
 
+@pytest.mark.slow
 def test_a_function_without_a_name_cannot_be_sent_to_workers(workplace):
     with pytest.raises(StudyError, match="a worker could not get ready: cannot import"):
         ps.run(own(jobs=2), evaluate=lambda _: 0.5)

@@ -36,7 +36,7 @@ def texts(trials):
     return [(record.trial, str(record.placement), record.seed) for record in trials.records()]
 
 
-@pytest.mark.parametrize("sampler", ["additive", "tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["additive", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tpe", "nsga2"))])
 def test_several_processes_get_what_one_would_get_and_nothing_twice(tmp_path, url, sampler):
     go_on(one := opened(tmp_path, sampler), 40)
     random.seed(1)

@@ -148,6 +148,7 @@ def test_data_that_changed_under_their_path_are_refused(workplace):
         ps.run(config(name="s", trials=2, data="tree"))
 
 
+@pytest.mark.slow
 def test_corrupt_images_are_left_out_if_asked_for_told_kept_and_part_of_what_the_study_is(workplace):
     from test_datasets import damaged, make_tree
 
@@ -441,6 +442,7 @@ def test_long_trainings_are_longer_and_need_our_sampler(workplace):
         ps.run(config(long_epochs=4, sampler="tpe"))
 
 
+@pytest.mark.slow
 def test_a_study_can_end_when_its_front_has_settled(workplace, monkeypatch):
     monkeypatch.setattr(samplers, "SETTLED", 0.0)
     study = ps.run(config(trials=60, until="settled"))
@@ -459,6 +461,7 @@ def eager(monkeypatch):
     return config(name="s", trials=14, epochs=2, blocks="se,cbam,eca", stop_early=True)
 
 
+@pytest.mark.slow
 def test_hopeless_trials_are_stopped_shown_and_never_in_the_front(workplace, monkeypatch):
     asked = eager(monkeypatch)
     study = ps.run(asked)

@@ -39,6 +39,7 @@ def test_two_workers_give_the_same_table_as_one(workplace):
     pd.testing.assert_frame_equal(reproducible(one), reproducible(two))
 
 
+@pytest.mark.slow
 def test_waiting_for_results_can_have_an_end(workplace):
     with Workers(1, assignment(), lambda _: None) as workers:
         workers.submit(Task(0, Placement(), None))
@@ -47,6 +48,7 @@ def test_waiting_for_results_can_have_an_end(workplace):
     assert record.state == "COMPLETE"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(workplace):
     killed = []
 
