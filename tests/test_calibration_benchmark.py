@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from benchmarks import calibration
-from benchmarks.search import Trial, make_space, random_placements
+from benchmarks.calibration import WITHOUT
+from benchmarks.search import Trial, estimated, make_space, model_of, random_placements, smoothed
 
 
 def random_study(space, truth, number):
@@ -39,7 +40,7 @@ def test_about_nine_of_ten_intervals_hold_what_placements_are_worth_where_the_mo
     for seed in range(20):
         truth = calibration.Drawn(space, seed)
         truth.variances["seed"] = 0.0  # one seed alone: what it has in common is in all scores, and no truth of theirs
-        found = calibration.estimated(random_study(space, truth, 60), space)
+        found = smoothed(random_study(space, truth, 60), space)
         true = truth.long(found.choices)
         covered.append(np.mean((found.low <= true) & (true <= found.high)))
     assert 0.84 < np.mean(covered) < 0.96
@@ -48,9 +49,10 @@ def test_about_nine_of_ten_intervals_hold_what_placements_are_worth_where_the_mo
 def test_a_model_that_allows_for_less_is_surer():
     space = make_space(8, brief=False)
     history = calibration.study(calibration.Landscape(8, 1, 0), space, 0, 40)
+    model = model_of(history, space)
     widths = [
         np.mean(found.high - found.low)
-        for found in (calibration.estimated(history, space, without) for without in calibration.WITHOUT.values())
+        for found in (estimated(calibration.less(model, without), history, space) for without in WITHOUT.values())
     ]
     assert len(history) == 40
     assert widths[0] > widths[1] >= widths[2] > 0
@@ -67,3 +69,17 @@ def test_real_scores_of_one_seed_are_estimated_from_those_of_the_other():
     assert found["best observed"].tolist() == pytest.approx([-0.2, 0.2])
     assert (found["error estimated"] > 0).all()
     assert (found.held == 1).all()
+
+
+def test_variance_between_seeds_is_found_again():
+    random = np.random.default_rng(4)
+    of_seed, of_network = 2 * random.standard_normal(60), random.standard_normal(60)
+    rows = [
+        (f"p{network}", "resnet18", seed, value + of_seed[seed] + random.standard_normal())
+        for network, value in enumerate(of_network)
+        for seed in range(60)
+    ]
+    table = pd.DataFrame(rows, columns=["placement", "backbone", "seed", "test_accuracy"])
+    networks, seeds, share = calibration.between_seeds(table)
+    assert (networks, seeds) == (60, 60)
+    assert share == pytest.approx(of_seed.var() / (of_network.var() + 1), rel=0.05)

@@ -28,6 +28,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,11 +44,12 @@ from benchmarks.search import (
     SETTINGS,
     SIGNAL,
     Choices,
-    Estimates,
     Space,
     Trial,
+    estimated,
     make_landscape,
     make_space,
+    model_of,
     our_strategy,
     placement_of,
     random_placements,
@@ -64,6 +66,7 @@ from placesearch.search.findings import FEWEST, REACH
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
 ROWS, REPORT = REPORTS / "calibration.csv", REPORTS / "calibration.md"
 TRAININGS = REPORTS / "fidelity.csv"
+VERDICTS = ("resnet18-cifar10", "resnet18-digits")
 SITES, KINDS = (8, 16), ("drawn", "drawn+brief", "additive x1", "additive x2")
 LEVELS = {"long": 90.0, "brief": 65.0}
 UNIT = (2 * SIGNAL) ** 2
@@ -173,30 +176,12 @@ def drawn_variances(space: Space, vocabulary: Vocabulary, random: np.random.Gene
     return {**values, "scale": scale}
 
 
-def model_of(history: Sequence[Trial], space: Space, without: Sequence[str] = ()) -> Model:
-    """Return the model of all scores, groups of effects left out that it is not to allow for."""
-    evidence = Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores_of(history))
-    model = Model(evidence)
-    if not without:
-        return model
+def less(model: Model, without: Sequence[str]) -> Model:
+    """Return a model of the same scores that does not allow for some groups of effects."""
     variances = model.variances.copy()
-    variances[[NAMES.index(name) for name in without]] = np.log(1e-12 * np.var([trial.score for trial in history]))
-    return Model(evidence, variances=variances)
-
-
-def estimated(history: Sequence[Trial], space: Space, without: Sequence[str] = ()) -> Estimates:
-    """Return what the model says of all that was trained.
-
-    Args:
-        history: The trials.
-        space: The space.
-        without: Groups of effects that it is not to allow for.
-    """
-    model = model_of(history, space, without)
-    placements: list[Placement] = list(dict.fromkeys(score.placement for score in model.scores))
-    mean, deviation = model.estimate(placements)
-    choices = [{site: str(placement.get(site, "none")) for site in space.sites} for placement in placements]
-    return Estimates(choices, mean, "long", mean - REACH * deviation, mean + REACH * deviation)
+    scores = [score.accuracy for score in model.scores]
+    variances[[NAMES.index(name) for name in without]] = np.log(1e-12 * np.var(scores))
+    return Model(Evidence(model.vocabulary, model.scores), variances=variances)
 
 
 class Job(NamedTuple):
@@ -233,7 +218,8 @@ def rows_of(job: Job) -> list[dict[str, object]]:
     for budget, (allowing, without) in product(BUDGETS, WITHOUT.items()):
         if without and not noise:
             continue
-        found = estimated(history[: int((spent <= budget).sum())], space, without)
+        seen = history[: int((spent <= budget).sum())]
+        found = estimated(less(model_of(seen, space), without), seen, space)
         true, costs = truth.long(found.choices), space.cost(space.matrix(found.choices)).tolist()
         held = (found.low <= true) & (true <= found.high)
         on_front = non_dominated([(cost, -value) for cost, value in zip(costs, found.values.tolist(), strict=True)])
@@ -304,6 +290,29 @@ def chosen_of(space: Space, text: str) -> Choices:
     return {**dict.fromkeys(space.sites, "none"), **dict(pair.split("=", 1) for pair in text.split())}
 
 
+def between_seeds(confirmed: pd.DataFrame) -> tuple[int, int, float]:
+    """Compare the variance between seeds with all other.
+
+    Source: variance components of a two-way layout, Henderson 1953 (Biometrics 9, 226-252).
+
+    Args:
+        confirmed: Accuracies of networks under the same seeds, as a verdict has them.
+
+    Returns:
+        Networks, seeds, and the variance between seeds as a share of that between networks and of what is left. It is
+        estimated as a difference, so it can be below zero.
+    """
+    named = confirmed.assign(network=confirmed.placement + " " + confirmed.backbone)
+    table = named.pivot_table(index="network", columns="seed", values="test_accuracy").dropna().to_numpy()
+    networks, seeds = table.shape
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    left = (rest**2).sum() / ((networks - 1) * (seeds - 1))
+    of_seeds = table.mean(0).var(ddof=1) - left / networks
+    of_networks = table.mean(1).var(ddof=1) - left / seeds
+    return networks, seeds, float(of_seeds / (max(of_networks, 0.0) + left))
+
+
+@cache
 def seed_share(job: Job) -> float:
     """Return the share in the variance of scores that those of one seed have in common."""
     if not job.kind.startswith("drawn"):
@@ -328,10 +337,10 @@ def report() -> str:
     ]
     table["truth"] = table.kind.str.partition(" ")[0]
     first = OTHER_SHARES["seed"]
-    less = pd.Series([seed_share(Job(*job)) <= first for job in table[list(Job._fields)].itertuples(index=False)])
+    few = pd.Series([seed_share(Job(*job)) <= first for job in table[list(Job._fields)].itertuples(index=False)])
     parts = [(*names, part) for names, part in table.groupby(["truth", "allowing"], sort=False)]
     for kind in ("drawn", "drawn+brief"):
-        for told, chosen in ((f"at most {first:g}", less), (f"more than {first:g}", ~less)):
+        for told, chosen in ((f"at most {first:g}", few), (f"more than {first:g}", ~few)):
             parts.append((f"{kind}, share of seeds {told}", "all", table[(table.kind == kind) & chosen]))
     for truth, allowing, part in parts:
         cells = []
@@ -353,12 +362,27 @@ def report() -> str:
         "| protocol | placements | error, observed | error, estimated | best, observed | best, estimated | held |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for protocol, own in replay(pd.read_csv(TRAININGS)).groupby("protocol", sort=False):
+    replayed = replay(pd.read_csv(TRAININGS))
+    for protocol, own in replayed.groupby("protocol", sort=False):
         mean = own.drop(columns=["protocol", "seed"]).mean()
         lines.append(
             f"| {protocol} | {mean.placements:.0f} | {mean['error observed']:.2f} | {mean['error estimated']:.2f} | "
             f"{mean['best observed']:+.2f} | {mean['best estimated']:+.2f} | {100 * mean.held:.0f} |"
         )
+    held = 100 * np.average(replayed.held, weights=replayed.placements)
+    lines += [
+        "",
+        f"Of all {replayed.placements.sum()} scores {held:.0f} % were held.",
+        "",
+        "How much of the variance of accuracies under fresh seeds lies between seeds, in the verdicts of two studies: "
+        "analysis of variance of networks by seeds, as a share of what lies between networks and of what is left.",
+        "",
+        "| study | networks | seeds | between seeds |",
+        "|---|---:|---:|---:|",
+    ]
+    for study_name in VERDICTS:
+        networks, seeds, share = between_seeds(pd.read_csv(REPORTS.parent / study_name / "confirmed.csv"))
+        lines.append(f"| {study_name} | {networks} | {seeds} | {100 * share:.1f} % |")
     kept = REPORT.read_text(encoding="utf-8") if REPORT.exists() else ""
     _, heading, discussion = kept.partition("\n## What")
     return "\n".join([*lines, *(["", (heading + discussion).strip("\n")] if heading else [])]) + "\n"

@@ -691,15 +691,23 @@ def observed(history: Sequence[Trial], space: Space) -> Estimates:
     )
 
 
-def smoothed(history: Sequence[Trial], space: Space) -> Estimates:
-    """Believe the model of placesearch. Where all scores are brief it takes them for long ones."""
-    scores = scores_of(history)
-    model = Model(Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores))
-    placements = list(dict.fromkeys(score.placement for score in scores))
+def model_of(history: Sequence[Trial], space: Space) -> Model:
+    """Return the model of placesearch of all scores."""
+    return Model(Evidence(Vocabulary(dict.fromkeys(space.sites, SETTINGS)), scores_of(history)))
+
+
+def estimated(model: Model, history: Sequence[Trial], space: Space) -> Estimates:
+    """Believe a model. Where all scores are brief it takes them for long ones."""
+    placements = list(dict.fromkeys(score.placement for score in model.scores))
     values, deviation = model.estimate(placements)
     fidelity = "long" if any(trial.fidelity == "long" for trial in history) else "brief"
     choices = [{site: str(placement.get(site, "none")) for site in space.sites} for placement in placements]
     return Estimates(choices, values, fidelity, values - REACH * deviation, values + REACH * deviation)
+
+
+def smoothed(history: Sequence[Trial], space: Space) -> Estimates:
+    """Believe the model of placesearch."""
+    return estimated(model_of(history, space), history, space)
 
 
 RECOMMENDATIONS: dict[str, Recommendation] = {"observed": observed, "smoothed": smoothed}
