@@ -53,6 +53,15 @@ class Broken(Tiny):
         return logits * float("inf") if self.training else logits
 
 
+class Large(Tiny):
+    """A network whose training needs more memory than there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
 class Late(Tiny):
     """A network with random numbers in training and validation, without finite logits in its first eight steps."""
 
@@ -139,6 +148,10 @@ def fragile(num_classes: int) -> nn.Module:
 
 def broken(num_classes: int) -> nn.Module:
     return Broken(num_classes)
+
+
+def large(num_classes: int) -> nn.Module:
+    return Large(num_classes)
 
 
 def no_network(num_classes: int) -> str:

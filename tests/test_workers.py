@@ -347,7 +347,7 @@ def test_a_pace_is_steps_a_second_over_all_workers_and_leaves_them_ready(workpla
 
 @pytest.mark.slow
 def test_workers_that_cannot_train_or_die_have_no_pace(workplace):
-    with Workers(1, assignment(backbone="mine:broken"), print) as workers:
+    with Workers(1, assignment(backbone="mine:large"), print) as workers:
         assert workers.pace(1, 0.1) == 0.0
     with Workers(1, assignment(), print) as workers:
         workers.hire(2)
