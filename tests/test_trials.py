@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 
 from placesearch.errors import InputError
 from placesearch.models.sites import Site
 from placesearch.placement import Placement
 from placesearch.records import Milestone, TrialRecord
-from placesearch.search.samplers import LAG, SAMPLERS, derived_seed
+from placesearch.search.samplers import LAG, OF_OPTUNA, SAMPLERS, derived_seed
 from placesearch.search.space import make_space, reference_placements, with_budget
 from placesearch.search.stopping import FEWEST
 from placesearch.search.trials import Trials
@@ -133,6 +135,50 @@ def test_suggestions_do_not_depend_on_how_many_trials_run_at_a_time(tmp_path, sa
             running.append(asked)
         trials.complete(finished(running.pop()))
     assert [(record.trial, str(record.placement)) for record in trials.records()] == one
+
+
+class Stubborn(BaseSampler):
+    """A sampler that suggests the same each time, and notes which trials it was shown."""
+
+    shown: list[list[tuple[TrialState, str]]]
+
+    def infer_relative_search_space(self, study, trial):
+        raise NotImplementedError
+
+    def sample_relative(self, study, trial, search_space):  # noqa: ARG002
+        self.shown.append([(t.state, str(SPACE.placement(t.params))) for t in study.get_trials(deepcopy=False)])
+        return SPACE.chosen(Placement.parse("a=se(r=4) b=se(r=4) c=se(r=4)"))
+
+    def sample_independent(self, study, trial, name, distribution):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    monkeypatch.setattr(Stubborn, "shown", [], raising=False)
+    monkeypatch.setitem(OF_OPTUNA, "gp", lambda _: Stubborn())
+
+
+def test_a_sampler_sees_what_runs_and_nothing_of_how_it_ended(tmp_path, stubborn):
+    trials = opened(tmp_path, "gp")
+    go_on(trials, 14)
+    placements = [str(record.placement) for record in trials.records()]
+    held = [text for text in placements if SPACE.chosen(Placement.parse(text)) is not None]
+    finished_then, running_then = held[: -LAG - 1], held[-LAG - 1 : -1]
+    assert Stubborn.shown[-1] == [
+        *((TrialState.COMPLETE, text) for text in finished_then),
+        *((TrialState.RUNNING, text) for text in running_then),
+    ]
+
+
+def test_what_a_sampler_suggests_again_is_varied_and_not_asked_for_many_times(tmp_path, stubborn):
+    trials = opened(tmp_path, "gp")
+    go_on(trials, len(REFERENCES) + 1)
+    suggested = trials.records()[-1].placement
+    assert len(Stubborn.shown) == 1
+    go_on(trials, 1)
+    assert len(Stubborn.shown) == 3
+    assert len(set(trials.records()[-1].placement.items()) & set(suggested.items())) == len(SITES) - 1
 
 
 @pytest.mark.parametrize("sampler", ["additive", "tpe"])
@@ -330,10 +376,10 @@ def test_a_front_settles_at_the_same_trial_however_many_run_at_a_time(tmp_path):
 EPOCHS = 5
 
 
-def stopping(folder, sampler="additive", long_epochs=None):
+def stopping(folder, sampler="additive", long_epochs=None, seed=0):
     folder.mkdir(exist_ok=True)
     trials = Trials(folder / "journal.log", "s", OBJECTIVES)
-    trials.begin(SPACE, REFERENCES, sampler, 0, added, long_epochs, None, EPOCHS)
+    trials.begin(SPACE, REFERENCES, sampler, seed, added, long_epochs, None, EPOCHS)
     return trials
 
 
@@ -351,16 +397,16 @@ def stopped_or_finished(asked):
 @pytest.mark.parametrize("sampler", EVERY)
 def test_what_is_stopped_does_not_depend_on_how_many_run_at_a_time_or_on_interruptions(tmp_path, sampler):
     """Nor do suggestions, and no sampler stumbles over trials that were stopped."""
-    one = stopping(tmp_path / "one", sampler)
+    one = stopping(tmp_path / "one", sampler, seed=1)
     for _ in range(34):
         one.complete(stopped_or_finished(one.ask()))
-    many, running = stopping(tmp_path / "many", sampler), []
+    many, running = stopping(tmp_path / "many", sampler, seed=1), []
     while len(many.records()) < 34:
         while len(running) < 8 and (asked := many.ask(34)) is not None:
             running.append(asked)
         many.complete(stopped_or_finished(running.pop()))
         if len(many.records()) % 9 == 0:
-            many, running = stopping(tmp_path / "many", sampler), []
+            many, running = stopping(tmp_path / "many", sampler, seed=1), []
     assert many.records() == one.records()
     records = one.records()
     first = 1 + min(record.trial for record in records if record.state == "PRUNED")

@@ -1,7 +1,7 @@
 """Samplers by name, made so that what they suggest depends on the study, not on the process."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -94,18 +94,22 @@ def make_sampler(
 
 
 class _Earlier(optuna.Study):
-    """A study as it looks to a sampler that may see only the trials before a position.
+    """A study as it looks to a sampler that may see only the trials before a position, and what the next ones evaluate.
 
-    References that the space does not hold have no parameters and are not seen: Optuna's GP sampler stops at them.
+    Those are shown as running, whatever has become of them. References that the space does not hold have no parameters
+    and are not seen: Optuna's GP sampler stops at them.
     """
 
-    def __init__(self, study: optuna.Study, position: int) -> None:
+    def __init__(self, study: optuna.Study, position: int, running: Sequence[FrozenTrial]) -> None:
         super().__init__(study_name=study.study_name, storage=study._storage, sampler=study.sampler)
-        self._position = position
+        self._position, self._shown_as_running = position, list(running)
 
-    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
-        earlier = [trial for trial in super()._get_trials(*arguments, **options) if trial.number < self._position]
-        return [trial for trial in earlier if trial.params or not trial.state.is_finished()]
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, states, use_cache)
+        earlier = [trial for trial in trials if trial.number < self._position and trial.params]
+        return earlier + (self._shown_as_running if states is None or TrialState.RUNNING in states else [])
 
 
 class UntriedSampler(BaseSampler):
@@ -133,20 +137,35 @@ class UntriedSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Suggest a choice for each site. The space has to hold a placement that is untried."""
-        earlier = _Earlier(study, trial.number - self._lag)
-        tried = {
-            other.user_attrs[PLACEMENT]
+        before = [
+            (other.number, other.user_attrs[PLACEMENT])
             for other in study.get_trials(deepcopy=False)
             if PLACEMENT in other.user_attrs and other.number < trial.number
-        }
+        ]
+        tried, seen = {text for _, text in before}, trial.number - self._lag
+        earlier = _Earlier(study, seen, self._running([text for number, text in before if number >= seen]))
+        chosen: dict[str, str] = {}
         for attempt in range(ATTEMPTS):
             seed = derived_seed(self._seed, trial.number, attempt)
             with LINEAR_ALGEBRA.limit(limits=1):  # OpenMP's too: the GP sampler computes with torch
                 suggested = self._suggested(self._make(seed), earlier, trial, search_space)
-            chosen = self._space.trimmed(suggested, np.random.default_rng(seed))
+            before_that, chosen = chosen, self._space.trimmed(suggested, np.random.default_rng(seed))
             if str(self._space.placement(chosen)) not in tried:
                 return chosen
-        return self._any_untried(tried, derived_seed(self._seed, trial.number, ATTEMPTS))
+            if chosen == before_that:  # as the GP sampler does, at seconds an attempt
+                break
+        return self._untried_near(chosen, tried, derived_seed(self._seed, trial.number, ATTEMPTS))
+
+    def _running(self, placements: Sequence[str]) -> list[FrozenTrial]:
+        """Return running trials of those placements that the space holds."""
+        held = [self._space.chosen(Placement.parse(text)) for text in placements]
+        return [
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=dict(chosen), distributions=dict(self._distributions)
+            )
+            for chosen in held
+            if chosen is not None
+        ]
 
     @staticmethod
     def _suggested(
@@ -166,10 +185,14 @@ class UntriedSampler(BaseSampler):
         """Refuse: every choice is made by `sample_relative`."""
         raise KeyError(param_name)
 
-    def _any_untried(self, tried: set[str], seed: int) -> dict[str, str]:
+    def _untried_near(self, suggested: Mapping[str, str], tried: set[str], seed: int) -> dict[str, str]:
+        """Return what is untried and has, in a random order of the sites, most first choices of a suggestion."""
         random = np.random.default_rng(seed)
-        shuffled = {site: random.permutation(texts).tolist() for site, texts in self._space.choices.items()}
-        every = self._space.within_budget(shuffled)
+        first = {}
+        for site in random.permutation(list(self._space.choices)).tolist():
+            others = [text for text in self._space.choices[site] if text != suggested[site]]
+            first[site] = [suggested[site], *random.permutation(others).tolist()]
+        every = self._space.within_budget(first)
         return next(chosen for chosen in every if str(self._space.placement(chosen)) not in tried)
 
 
