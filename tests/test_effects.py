@@ -52,11 +52,10 @@ def by_regression(scores, wanted, variances):
     parts += [((brief == b)[:, None] * 1.0, LEVEL * unit) for b in (True, False)]
     if brief.any():
         parts += [(brief[:, None] * columns(every, group), v[f"bias {group}"]) for group in BIAS_SHARES]
-    seeds = np.array([(score.seed, score.brief) for score in scores] + [(-1, False)] * len(wanted))
+    first = next(score.seed for score in scores if not score.brief)
+    seeds = np.array([(score.seed, score.brief) for score in scores] + [(first, False)] * len(wanted))
     if len({score.seed for score in scores}) > 1:
-        cells = [
-            (seeds == cell).all(1)[:, None] * 1.0 for cell in {tuple(row) for row in seeds.tolist()} if cell[0] >= 0
-        ]
+        cells = [(seeds == cell).all(1)[:, None] * 1.0 for cell in {tuple(row) for row in seeds.tolist()}]
         parts += [(cell, v["seed"]) for cell in cells]
     matrix = np.hstack([part for part, _ in parts])
     prior = np.concatenate([np.full(part.shape[1], variance) for part, variance in parts])

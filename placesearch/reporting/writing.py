@@ -189,8 +189,9 @@ def caution(subject: Subject, records: Sequence[TrialRecord], findings: Findings
         lines.append(
             f"Estimates see through that as far as effects add up over sites; their noise is estimated at "
             f"{100 * findings.noise:.2f} points a score, and {100 * findings.lack_of_fit:.0f} % of what tells "
-            "placements apart as no sum over sites. Intervals hold the true value with a probability of 90 % if that "
-            "model holds; where they overlap, no difference is shown."
+            "placements apart as no sum over sites. Intervals hold the true accuracy under the study's first seed "
+            "with a probability of 90 % if that model holds; another seed may shift all of them alike. Where they "
+            "overlap, no difference is shown."
         )
     stopped = sum(record.state == "PRUNED" for record in records)
     if stopped and findings:

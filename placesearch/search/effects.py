@@ -9,6 +9,10 @@ has few trials. So settings of one site share most of their effect, and what the
 A brief score is `scale` times the effect, plus a bias that has effects by block and site of its own, plus noise; a long
 score is the effect plus noise. Without brief scores beside long ones, what there is counts as long.
 
+What the scores of one seed have in common is in all of them alike. Estimates are of the accuracy under the first seed
+of a study, which nearly all scores are about: so they compare with each other, and with plain, whatever seeds share.
+How far the first seed is from others is for trainings under fresh seeds to tell.
+
 As a Gaussian process this has a covariance that counts what two placements have in common. All counts are whole
 numbers, so that nothing depends on the order in which they were added up.
 
@@ -138,6 +142,7 @@ class Model:
         seeds = np.array([score.seed for score in self.scores])
         self._many_seeds = len(set(seeds.tolist())) > 1
         self._cells = np.unique(np.stack([seeds, self._brief]), axis=1, return_inverse=True)[1].reshape(-1)
+        self._of_first = self._cells == self._cells[int(np.argmin(self._brief))]
         self._center = float(self._y[~self._brief].mean())
         parts = [self._y[part] for part in (self._brief, ~self._brief) if part.sum() > 1]
         self._unit = max([float(part.var()) for part in parts], default=0.0) or 1e-8
@@ -265,7 +270,14 @@ class Model:
         return (explained["pair"] + explained["placement"]) / total if total > 0 else 0.0
 
     def estimate(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
-        """Return for each placement what its (long) accuracy is expected to be, and the standard deviation of that."""
+        """Return what the (long) accuracy of each placement under the first seed is expected to be, and how surely.
+
+        Args:
+            placements: The placements, n of them.
+
+        Returns:
+            Means and standard deviations, both (n,).
+        """
         parts = [self._estimate(placements[start : start + ROWS]) for start in range(0, len(placements), ROWS)]
         means, deviations = zip(*parts, strict=True) if parts else ((np.zeros(0),), (np.zeros(0),))
         return np.concatenate(means), np.concatenate(deviations)
@@ -275,9 +287,11 @@ class Model:
         rows = self.vocabulary.rows(placements)
         counts = self._evidence.common(placements, rows, self.size)
         cross = _weighed(values, counts) * self._loads(values)
+        if self._many_seeds:
+            cross += values["seed"] * self._of_first
         blocks = rows["site block"].sum(1)
         own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
-        prior = sum(values[group] * own[group] for group in SHARES)
+        prior = sum(values[group] * own[group] for group in SHARES) + values["seed"] * self._many_seeds
         mean, deviation = self._given(cross + LEVEL * self._unit * ~self._brief, prior + LEVEL * self._unit)
         return self._center + mean, deviation
 
@@ -333,15 +347,18 @@ class Model:
         level = float(np.sqrt(LEVEL * self._unit)) * random.standard_normal(2)
         peculiar = np.sqrt(values["placement"]) * random.standard_normal(self.size)[self._evidence.numbers(self.size)]
         seen = self._loads(values) * (prior.at(self._rows) + peculiar) + np.where(self._brief, level[1], level[0])
+        first = 0.0
         if self._many_seeds:
-            seen += np.sqrt(values["seed"]) * random.standard_normal(self.size)[self._cells]
+            of_seed = np.sqrt(values["seed"]) * random.standard_normal(self.size)
+            seen += of_seed[self._cells]
+            first = float(of_seed[self._cells[self._of_first][0]])
         if self._brief.any():
             for group in BIAS_SHARES:
                 bias = np.sqrt(values[f"bias {group}"]) * random.standard_normal(self._rows[group].shape[1])
                 seen += self._brief * (self._rows[group] @ bias)
         seen += np.sqrt(self._noises(values)) * random.standard_normal(self.size)
         weights = cho_solve(self._factor, self._y - self._center - seen, check_finite=False)
-        return self._effects(weights, prior, float(level[0]))
+        return self._effects(weights, prior, float(level[0]) + first)
 
     def _effects(self, weights: Array, prior: Effects | None, level: float) -> Effects:
         """Return effects from a draw of the prior, or none, and the weights of the scores that correct it."""
@@ -351,6 +368,7 @@ class Model:
         blocks = self._rows["site block"]
         pairs = values["pair"] * ((blocks * loaded[:, None]).T @ blocks) * (sites[:, None] != sites[None, :])
         level += self._center + LEVEL * self._unit * float(weights[~self._brief].sum())
+        level += values["seed"] * float(weights[self._of_first].sum()) * self._many_seeds
         if prior is not None:
             sums = {group: prior.sums[group] + corrected for group, corrected in sums.items()}
             pairs = prior.pairs + pairs

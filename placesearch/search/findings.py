@@ -80,7 +80,7 @@ class Findings:
     """What the trials of a study say.
 
     Args:
-        accuracy: Of each placement that was trained, whatever was observed of it.
+        accuracy: Of each placement that was trained, under the first seed, whatever was observed of it.
         effects: Of each setting at each site, those of one site together; then the strongest pairs.
         epochs: The training of which the accuracies speak, where there are several: the longest.
         noise: Standard deviation of one score around what it estimates.

@@ -133,12 +133,15 @@ class Drawn:
         return random.normal(0, self.variances[prefix + group] ** 0.5, len(self._vocabulary.columns(group)))
 
     def long(self, placements: Sequence[Choices]) -> np.ndarray:
+        return self._of(placements) + normal(self.variances["seed"], "seed", *self._name, 0, "long")
+
+    def _of(self, placements: Sequence[Choices]) -> np.ndarray:
         of = [placement_of(chosen) for chosen in placements]
         peculiar = [normal(self.variances["placement"], "placement", *self._name, str(placement)) for placement in of]
         return np.asarray(self._worth.of(of) + peculiar)
 
     def score(self, chosen: Choices, fidelity: str, seed: int, number: int, /) -> float:
-        value = float(self.long([chosen])[0])
+        value = float(self._of([chosen])[0])
         if fidelity == "brief":
             rows = self._vocabulary.rows([placement_of(chosen)])
             value = LEVELS["brief"] + self.variances["scale"] * (value - LEVELS["long"])
