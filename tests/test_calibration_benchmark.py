@@ -39,7 +39,6 @@ def test_about_nine_of_ten_intervals_hold_what_placements_are_worth_where_the_mo
     space, covered = make_space(8, brief=False), []
     for seed in range(20):
         truth = calibration.Drawn(space, seed)
-        truth.variances["seed"] = 0.0  # one seed alone: what it has in common is in all scores, and no truth of theirs
         found = smoothed(random_study(space, truth, 60), space)
         true = truth.long(found.choices)
         covered.append(np.mean((found.low <= true) & (true <= found.high)))

@@ -5,7 +5,8 @@ Studies with `additive` on simulated truths, 8 and 16 sites, budgets of 50 to 30
 `drawn`: the truth is drawn as the model takes it to be. The shares that groups of effects, seeds and noise have in the
 variance of scores are drawn around those that the model first takes them to have, as far from these as it takes for
 likely, and again until they add up to about 1 over random placements (0.8 to 1.25; those of brief scores to 1.25 at
-most); then the effects. Here a Bayesian interval has to be right on average over draws, whatever was evaluated.
+most); then the effects. The truth is the accuracy under the first seed, of which estimates speak. Here a Bayesian
+interval has to be right on average over draws, whatever was evaluated.
 
 `drawn+brief`: the same with brief scores at a quarter of the cost: scale, bias and noise of their own.
 
@@ -84,7 +85,7 @@ class Truth(Protocol):
     """What scores are about."""
 
     def long(self, placements: Sequence[Choices]) -> np.ndarray:
-        """Return the true long accuracy of placements in points."""
+        """Return the true long accuracy of placements under the first seed, in points."""
 
     def score(self, chosen: Choices, fidelity: str, seed: int, number: int, /) -> float:
         """Return the score of the n-th trial."""

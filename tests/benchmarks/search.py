@@ -1127,9 +1127,8 @@ def _coverage(table: pd.DataFrame) -> list[str]:
     runs = len(ours[RUN].drop_duplicates())
     goal = f"Goal, where the model holds, 87 to 93 % of the recommended members by `additive` smoothed ({runs} runs): "
     why = (
-        "Of what the model allows for, these landscapes have no pairs of blocks, nothing peculiar to a placement and "
-        "nothing that the scores of a seed have in common, which a study learns only from many seeds; [what that "
-        "widens, and truths that have all of it](calibration.md)."
+        "Of what the model allows for, these landscapes have no pairs of blocks and nothing peculiar to a placement; "
+        "[what that widens, and truths that have all of it](calibration.md)."
     )
     return [*lines, "", f"{goal}{', '.join(cells)}; ± standard error over runs. {why}", ""]
 
