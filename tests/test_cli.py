@@ -258,6 +258,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(call_here, arguments, says):
     assert not Path("studies").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can make anything")
 def test_a_folder_that_cannot_be_written_to_gets_one_line(call_here, monkeypatch):
     monkeypatch.chdir("/proc")

@@ -107,6 +107,7 @@ def test_a_study_with_its_own_evaluation_is_confirmed_by_it_on_the_test_split(wo
         ps.confirm("s", allow=["mine:tiny"])
 
 
+@pytest.mark.slow
 def test_an_ordinary_resnet_is_compared_with_a_deeper_one(workplace):
     ps.run(ps.StudyConfig(backbone="resnet18", name="s", data="digits", trials=2, input_size=32), evaluate=steady)
     found = ps.confirm("s", seeds=2, evaluate=steady)

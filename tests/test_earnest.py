@@ -275,6 +275,7 @@ def test_the_classifier_follows_the_data(workplace):
     assert load_file("out/best.safetensors")["head.weight"].shape == (10, 8)
 
 
+@pytest.mark.slow
 def test_an_average_that_keeps_nothing_is_the_network_itself(workplace):
     plain, averaged = train("plain"), train("averaged", ema=0.0)
     assert course(plain.log) == course(averaged.log)

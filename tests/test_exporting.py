@@ -68,6 +68,7 @@ def test_the_same_for_all_formats_and_a_larger_sample(seed):
     judge(*some(BACKBONES, seed), ["py", "onnx", "pt2"])
 
 
+@pytest.mark.slow
 def test_an_architecture_file_is_exported_beside_itself(workplace):
     tiny().save("a.yaml")
     assert call("a.yaml", "--format", "pt2", *ALLOW).splitlines()[0] == "wrote a.pt2"
@@ -80,6 +81,7 @@ def test_an_architecture_file_is_exported_beside_itself(workplace):
     assert Architecture.load("b.yaml", ["mine:tiny"]) == tiny()
 
 
+@pytest.mark.slow
 def test_a_study_exports_its_pick_or_a_trial(workplace):
     flags = [
         "--input-size",

@@ -63,6 +63,7 @@ def test_a_worker_ends_when_the_process_that_runs_the_study_has_ended(workplace)
     assert not (workplace / "studies").exists()  # a worker leaves nothing behind
 
 
+@pytest.mark.slow
 def test_a_worker_removes_what_killed_ones_have_left_and_nothing_of_those_that_live(workplace, monkeypatch):
     begun()
     monkeypatch.setattr(tempfile, "tempdir", str(workplace / "temporary"))
@@ -106,6 +107,7 @@ def test_a_worker_with_other_code_is_refused_with_the_difference(workplace, monk
         ps.work("s", URL, allow=ALLOWED)
 
 
+@pytest.mark.slow
 def test_a_worker_with_another_torch_or_on_another_kind_of_device_is_refused(workplace):
     begun()
     stored = stored_definition("s", StorageUrl.parse(URL))
@@ -136,6 +138,7 @@ def test_a_worker_whose_images_are_others_is_refused_wherever_they_are(workplace
         ps.run(config(**settings))
 
 
+@pytest.mark.slow
 def test_a_definition_that_somebody_damaged_is_refused_in_a_line(workplace):
     import optuna
 

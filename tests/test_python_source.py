@@ -142,6 +142,7 @@ def test_the_source_passes_ruff(found, tmp_path):
     ruff(python_source(found), tmp_path)
 
 
+@pytest.mark.slow
 def test_each_block_alone_passes_ruff(tmp_path):
     for name, block in BLOCKS.items():
         setting = BlockSetting(name, **dict.fromkeys(block.settings, 3))

@@ -349,6 +349,7 @@ def test_before_functional_activations_the_convolutions_are_the_sites():
     assert of_kind(sites, "block") == ["first", "end"]  # `again` puts out two tensors
 
 
+@pytest.mark.slow
 def test_networks_without_feature_maps_get_one_line():
     with pytest.raises(BackboneError, match="VisionTransformer has no feature maps"):
         find_sites("vit_b_16")

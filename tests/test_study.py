@@ -270,6 +270,7 @@ def test_a_timeout_of_an_instant_runs_nothing_and_a_new_run_goes_on(workplace):
     assert len(ps.run(config(name="s", trials=2)).records) == 2
 
 
+@pytest.mark.slow
 def test_any_blocks_at_any_kinds_of_sites_can_be_searched(workplace):
     study = ps.run(config(name="s", blocks="eca,spatial,mine:Gate", sites="stage,last,head", trials=8))
     assert {record.state for record in study.records} == {"COMPLETE"}

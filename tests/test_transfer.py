@@ -37,6 +37,7 @@ def test_ends_of_stages_go_to_ends_of_stages_and_the_last_map_to_the_last_map():
     assert [move.kind for move in moved.moves] == ["stage", "last"]
 
 
+@pytest.mark.slow
 def test_to_the_same_backbone_nothing_changes():
     for kind in ("residual", "block", "stage", "last"):
         given = architecture(everywhere("resnet18", kind))
@@ -84,6 +85,7 @@ def test_settings_stay_except_where_they_would_make_no_sense():
     assert moved.architecture.input_size == (3, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_network_without_residuals_gives_a_block_site_instead():
     moved = transfer(architecture("layer1.0.bn2=se(r=16) layer4.1.bn2=se(r=16)"), "vgg11")
     assert [move.note for move in moved.moves] == ["no residual sites there, a block one taken"] * 2
