@@ -152,7 +152,8 @@ class Model:
         self._weights = cho_solve(self._factor, self._y - self._center, check_finite=False)
 
     def _values(self, variances: Array) -> dict[str, float]:
-        return dict(zip(NAMES, np.exp(variances).tolist(), strict=True))
+        values = dict(zip(NAMES, np.exp(variances).tolist(), strict=True))
+        return values if self._many_seeds else {**values, "seed": 0.0}
 
     def _loads(self, values: Mapping[str, float]) -> Array:
         """How much each score holds of the effect: 1 if it is long, the scale if it is brief."""
@@ -287,11 +288,10 @@ class Model:
         rows = self.vocabulary.rows(placements)
         counts = self._evidence.common(placements, rows, self.size)
         cross = _weighed(values, counts) * self._loads(values)
-        if self._many_seeds:
-            cross += values["seed"] * self._of_first
+        cross += values["seed"] * self._of_first
         blocks = rows["site block"].sum(1)
         own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
-        prior = sum(values[group] * own[group] for group in SHARES) + values["seed"] * self._many_seeds
+        prior = sum(values[group] * own[group] for group in SHARES) + values["seed"]
         mean, deviation = self._given(cross + LEVEL * self._unit * ~self._brief, prior + LEVEL * self._unit)
         return self._center + mean, deviation
 
@@ -368,7 +368,7 @@ class Model:
         blocks = self._rows["site block"]
         pairs = values["pair"] * ((blocks * loaded[:, None]).T @ blocks) * (sites[:, None] != sites[None, :])
         level += self._center + LEVEL * self._unit * float(weights[~self._brief].sum())
-        level += values["seed"] * float(weights[self._of_first].sum()) * self._many_seeds
+        level += values["seed"] * float(weights[self._of_first].sum())
         if prior is not None:
             sums = {group: prior.sums[group] + corrected for group, corrected in sums.items()}
             pairs = prior.pairs + pairs

@@ -149,10 +149,10 @@ class UntriedSampler(BaseSampler):
             seed = derived_seed(self._seed, trial.number, attempt)
             with LINEAR_ALGEBRA.limit(limits=1):  # OpenMP's too: the GP sampler computes with torch
                 suggested = self._suggested(self._make(seed), earlier, trial, search_space)
-            before_that, chosen = chosen, self._space.trimmed(suggested, np.random.default_rng(seed))
+            last, chosen = chosen, self._space.trimmed(suggested, np.random.default_rng(seed))
             if str(self._space.placement(chosen)) not in tried:
                 return chosen
-            if chosen == before_that:  # as the GP sampler does, at seconds an attempt
+            if chosen == last:  # as the GP sampler does, at seconds an attempt
                 break
         return self._untried_near(chosen, tried, derived_seed(self._seed, trial.number, ATTEMPTS))
 
@@ -186,7 +186,7 @@ class UntriedSampler(BaseSampler):
         raise KeyError(param_name)
 
     def _untried_near(self, suggested: Mapping[str, str], tried: set[str], seed: int) -> dict[str, str]:
-        """Return what is untried and has, in a random order of the sites, most first choices of a suggestion."""
+        """Return an untried placement that differs from a suggestion only at the last sites of a random order."""
         random = np.random.default_rng(seed)
         first = {}
         for site in random.permutation(list(self._space.choices)).tolist():
