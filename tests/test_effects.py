@@ -40,14 +40,19 @@ def columns(every, group):
     return np.array([[keys(placement)[group].count(key) for key in known] for placement in every], float)
 
 
-def by_regression(scores, wanted, variances):
+def unit_of(scores):
+    """The larger variance of the scores of one fidelity."""
+    return max(np.var([s.accuracy for s in scores if s.brief == b]) for b in {s.brief for s in scores})
+
+
+def by_regression(scores, wanted, variances, unit):
     """Mean and standard deviation of a Bayesian linear regression with explicit effects, in the space of weights."""
     v = dict(zip(NAMES, np.exp(variances), strict=True))
     every = [score.placement for score in scores] + wanted
     brief = np.array([score.brief for score in scores] + [False] * len(wanted))
     load = np.where(brief, v["scale"], 1.0)[:, None]
     y = np.array([score.accuracy for score in scores])
-    center, unit = y[~brief[: len(y)]].mean(), max(y[brief[: len(y)] == b].var() for b in (True, False) if b in brief)
+    center = y[~brief[: len(y)]].mean()
     parts = [(load * columns(every, group), v[group]) for group in SHARES]
     parts += [((brief == b)[:, None] * 1.0, LEVEL * unit) for b in (True, False)]
     if brief.any():
@@ -76,9 +81,29 @@ def test_estimates_are_those_of_a_bayesian_regression_on_explicit_effects(seeds,
     ]
     wanted = [*placements(6, seed=5), scores[0].placement, Placement()]
     mean, deviation = Model(Evidence(VOCABULARY, scores), variances=VARIANCES).estimate(wanted)
-    expected_mean, expected_deviation = by_regression(scores, wanted, VARIANCES)
+    expected_mean, expected_deviation = by_regression(scores, wanted, VARIANCES, unit_of(scores))
     np.testing.assert_allclose(mean, expected_mean, rtol=1e-6)
     np.testing.assert_allclose(deviation, expected_deviation, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (2, 2)])
+@pytest.mark.parametrize("briefs", [(0, 0), (0, 2), (2, 2)])
+def test_a_model_goes_on_from_that_of_the_first_scores(seeds, briefs):
+    """Also where the later ones are the first that are brief, or of another seed."""
+    random = np.random.default_rng(4)
+    scores = [
+        Score(p, float(random.normal(90, 2)), i % (1 + seeds[i >= 40]), i % (1 + briefs[i >= 40]) > 0)
+        for i, p in enumerate(placements(60, seed=4))
+    ]
+    evidence, wanted = Evidence(VOCABULARY, scores), [*placements(6, seed=5), scores[50].placement]
+    first = Model(evidence, 40, VARIANCES)
+    estimate = Model(evidence, before=first).estimate(wanted)
+    expected = by_regression(scores, wanted, VARIANCES, unit_of(scores[:40]))
+    np.testing.assert_allclose(estimate[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(estimate[1], expected[1], rtol=1e-4)
+    np.testing.assert_allclose(Model(evidence, before=first).means(wanted), estimate[0], rtol=1e-12)
+    np.testing.assert_allclose(first.estimate(wanted), by_regression(scores[:40], wanted, VARIANCES,
+                               unit_of(scores[:40])), rtol=1e-4)  # fmt: skip
 
 
 @pytest.mark.parametrize("brief", [False, True])

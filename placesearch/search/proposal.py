@@ -279,8 +279,10 @@ def _gains(seen: Array, points: Array, end: float) -> Array:
     """
     cheapest = seen[np.lexsort((-seen[:, 1], seen[:, 0]))[0], 1] if len(seen) else points[:, 1].min()
     order = np.argsort(seen[:, 0], kind="stable")
-    edges = np.r_[seen[order, 0], end]
-    heights = np.maximum(np.r_[cheapest, np.maximum.accumulate(np.r_[cheapest, seen[order, 1]])[1:]], cheapest)
+    best = np.maximum.accumulate(np.maximum(seen[order, 1], cheapest))
+    rises = np.diff(best, prepend=cheapest) > 0  # the others are dominated, and there are many
+    edges = np.r_[seen[order[rises], 0], end]
+    heights = np.r_[cheapest, best[rises]]
     starts, ends = np.r_[-np.inf, edges[:-1]], edges
     width = np.maximum(ends[None, :] - np.maximum(starts[None, :], points[:, :1]), 0.0)
     return np.asarray((width * np.maximum(points[:, 1:] - heights[None, :], 0.0)).sum(1))

@@ -56,7 +56,7 @@ class Suggester:
         self.costs = len(added)
         self._proposer = Proposer(choices, added, room, limited)
         self._evidence = Evidence(vocabulary_of(_settings(choices), others))
-        self._estimated: tuple[int, Array] = (0, np.zeros(0))
+        self._before: Model | None = None
 
     def suggest(
         self,
@@ -95,34 +95,34 @@ class Suggester:
         """
         model, random = self.model(scores), np.random.default_rng(seed)
         placements = list(dict.fromkeys(score.placement for score in scores))
-        mean = model.estimate(placements)[0]
+        mean = model.means(placements)
         on_front = non_dominated([(*costs[p], -value) for p, value in zip(placements, mean, strict=True)])
         members = {p: costs[p] for p, chosen in zip(placements, on_front, strict=True) if chosen}
         draws = [self._proposer.reached(model.draw(random), members, random) for _ in range(DRAWS)]
         return float(np.mean(draws))
 
     def model(self, scores: Sequence[Score]) -> Model:
-        """Return what the scores say; its variances are those of the last time that they were estimated."""
+        """Return what the scores say; it goes on from the model of the last time that variances were estimated."""
         for score in scores[len(self._evidence) :]:
             self._evidence.add(score)
         size = last_estimate(len(scores))
-        if size != self._estimated[0]:
-            self._estimated = (size, Model(self._evidence, size).variances)
-        return Model(self._evidence, len(scores), self._estimated[1])
+        if self._before is None or size != self._before.size:
+            self._before = Model(self._evidence, size)
+        return self._before if size == len(scores) else Model(self._evidence, len(scores), before=self._before)
 
     def _least_certain(
         self, model: Model, costs: Mapping[Placement, Sequence[float]], waiting: Collection[Placement]
     ) -> Placement | None:
         """Return the member of the front of which least is known, of those in the space and not waiting."""
         placements = list(dict.fromkeys(score.placement for score in model.scores))
-        mean, deviation = model.estimate(placements)
+        mean = model.means(placements)
         on_front = non_dominated([(*costs[p], -value) for p, value in zip(placements, mean, strict=True)])
         members = [
-            (deviation[index], placement)
-            for index, placement in enumerate(placements)
-            if on_front[index] and placement not in waiting and self._holds(placement)
+            placement
+            for placement, is_on_front in zip(placements, on_front, strict=True)
+            if is_on_front and placement not in waiting and self._holds(placement)
         ]
-        return max(members, key=lambda member: float(member[0]))[1] if members else None
+        return members[int(model.estimate(members)[1].argmax())] if members else None
 
     def _holds(self, placement: Placement) -> bool:
         return all(setting in self._choices.get(site, ()) for site, setting in placement.items())
