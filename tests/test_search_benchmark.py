@@ -56,7 +56,7 @@ def test_the_best_front_with_interaction_is_nearly_that_of_brute_force(name):
     assert landscape.gains(front.matrix) == pytest.approx(front.gains)
 
 
-@pytest.mark.parametrize("name", search.LANDSCAPES)
+@pytest.mark.parametrize("name", search.KINDS)
 @pytest.mark.parametrize("sites", [8, 16])
 def test_the_truth_has_the_stated_spread(name, sites):
     landscape = search.make_landscape(name, sites, seed=2)
@@ -94,6 +94,27 @@ def test_brief_and_long_scores_of_a_landscape_share_the_truth():
     blocks = (drawn > 0).sum(axis=1)
     assert np.corrcoef(bias, blocks)[0, 1] > 0.2
     assert bias.std() > search.SIGNAL / 2
+
+
+@pytest.mark.parametrize("kind", search.KINDS)
+def test_brief_scores_that_tell_less_have_a_larger_bias_and_the_same_truth(kind):
+    long, brief, far = (search.make_landscape(kind + name, 8, seed=3) for name in ("", "+brief", "+far"))
+    drawn = search.random_placements(500, 8, np.random.default_rng(5))
+    assert (long.gains(drawn) == brief.gains(drawn)).all()
+    assert (long.gains(drawn) == far.gains(drawn)).all()
+    assert far.bias == pytest.approx(search.FAR * brief.bias)
+    assert (far.expected(drawn, "long") == brief.expected(drawn, "long")).all()
+
+
+def test_long_trials_that_begin_late_begin_with_the_references_and_are_every_third():
+    positions = [position for position in range(40) if search.late_number(position) is not None]
+    assert positions == [32, 35, 38]
+    assert [search.late_number(position) for position in positions] == [0, 1, 2]
+    history, _ = search.evaluate(search.Job("additive+brief", 8, 1, 0, "additive-late"))
+    long = [index for index, trial in enumerate(history) if trial.fidelity == "long"]
+    references = search.known("additive+brief", 8, 0)[0].space.references()
+    assert long[:4] == [36, 39, 42, 45]
+    assert [history[index].choices for index in long[:4]] == references
 
 
 def test_hypervolume_is_the_area_between_front_and_reference_point():
