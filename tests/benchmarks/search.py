@@ -921,6 +921,11 @@ def report() -> str:
         "truth, each against plain. Budgets count the four references, which every strategy is given first. Noise, "
         "landscape and references are the same for all strategies under one seed.",
         "",
+        "With two fidelities, `additive` is what a study does: of the first 20 trials every fifth is long, later every "
+        f"other one, the references first. In `additive-late` the first {LATE} are brief, then every third is long; "
+        "`additive-brief` is brief throughout. Of Optuna's samplers those with `-long` are long throughout, the others "
+        "brief.",
+        "",
         *_fewer(table),
     ]
     for title, name in (
@@ -1016,6 +1021,8 @@ def _goals(volumes: pd.Series) -> list[str]:
     if "additive" not in volumes.index.unique("strategy"):
         return []
     optuna_names = [name for name in volumes.index.unique("strategy") if not name.startswith("additive")]
+    if set(optuna_names) <= {"random", "random-long"}:
+        return []
     lines = []
     for budget, recommendation in ((50, "observed"), (100, "smoothed")):
         others = volumes.xs((recommendation, 300), level=("recommendation", "budget"))
@@ -1055,7 +1062,7 @@ def _against_random(table: pd.DataFrame) -> list[str]:
         f"| strategy | against | recommendation | {' | '.join(map(str, budgets))} |",
         "|---|---|---|" + "---:|" * len(budgets),
     ]
-    worse = []
+    worse, heads = [], len(lines)
     for other in ("random", "random-long"):
         base = table[table.strategy == other].set_index([*CELL, "seed", "recommendation", "budget"]).hypervolume
         for how, own in table[table.strategy != other].groupby(HOW):
@@ -1071,6 +1078,8 @@ def _against_random(table: pd.DataFrame) -> list[str]:
                 ]
             if any(cells):
                 lines.append(f"| {how[0]} | {other} | {how[1]} | {' | '.join(cells)} |")
+    if len(lines) == heads:
+        return ["Too few seeds to compare with random search landscape by landscape.", ""]
     ours = sum(line.startswith("additive ") for line in worse)
     lines += [
         "",
