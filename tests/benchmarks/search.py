@@ -987,8 +987,8 @@ def _medians(table: pd.DataFrame) -> list[str]:
 
 def _where_it_ran(table: pd.DataFrame, strategy: str) -> str:
     """Compare a strategy that ran on few landscapes with ours on these."""
-    shared = [set(table[table.strategy == name][RUN].itertuples(index=False)) for name in (strategy, "additive")]
-    own = table[[row in shared[0] & shared[1] for row in table[RUN].itertuples(index=False)]]
+    ran = [pd.MultiIndex.from_frame(table.loc[table.strategy == name, RUN]) for name in (strategy, "additive")]
+    own = table[pd.MultiIndex.from_frame(table[RUN]).isin(ran[0].unique().intersection(ran[1].unique()))]
     budget = table[table.strategy == strategy].budget.max()
     means = own[own.budget == budget].groupby(HOW).hypervolume.mean()
     parts = [
@@ -1082,7 +1082,7 @@ def _against_random(table: pd.DataFrame) -> list[str]:
     ]
     worse, heads = [], len(lines)
     for other in ("random", "random-long"):
-        base = table[table.strategy == other].set_index([*CELL, "seed", "recommendation", "budget"]).hypervolume
+        base = table[table.strategy == other]
         for how, own in table[table.strategy != other].groupby(HOW):
             cells = []
             for budget in budgets:
@@ -1111,13 +1111,12 @@ def _against_random(table: pd.DataFrame) -> list[str]:
     return [*lines, "", "</details>", ""]
 
 
-def _paired(own: pd.DataFrame, base: pd.Series) -> list[tuple[tuple[str, int, int], float, float]]:
+def _paired(own: pd.DataFrame, base: pd.DataFrame) -> list[tuple[tuple[str, int, int], float, float]]:
     """Return landscape, mean difference from the base and p-value, where there are enough pairs."""
-    indexed = own.set_index([*CELL, "seed", "recommendation", "budget"]).hypervolume
-    joined = pd.DataFrame({"own": indexed, "base": base}).dropna()
+    joined = own.merge(base, on=[*RUN, "recommendation", "budget"], suffixes=("", "_base"))
     results = []
     for cell, pairs in joined.groupby(CELL):
-        difference = (pairs.own - pairs.base).to_numpy()
+        difference = (pairs.hypervolume - pairs.hypervolume_base).to_numpy()
         if len(difference) >= 6:
             p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
             results.append((cell, float(difference.mean()), p))
