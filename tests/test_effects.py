@@ -97,13 +97,13 @@ def test_a_model_goes_on_from_that_of_the_first_scores(seeds, briefs):
     ]
     evidence, wanted = Evidence(VOCABULARY, scores), [*placements(6, seed=5), scores[50].placement]
     first = Model(evidence, 40, VARIANCES)
-    estimate = Model(evidence, before=first).estimate(wanted)
+    estimate = Model(evidence, start=first.start()).estimate(wanted)
     expected = by_regression(scores, wanted, VARIANCES, unit_of(scores[:40]))
     np.testing.assert_allclose(estimate[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(estimate[1], expected[1], rtol=1e-4)
-    np.testing.assert_allclose(Model(evidence, before=first).means(wanted), estimate[0], rtol=1e-12)
-    np.testing.assert_allclose(first.estimate(wanted), by_regression(scores[:40], wanted, VARIANCES,
-                               unit_of(scores[:40])), rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(Model(evidence, start=first.start()).means(wanted), estimate[0], rtol=1e-12)
+    again = Model(evidence, 40, start=first.start()).estimate(wanted)
+    np.testing.assert_allclose(again, first.estimate(wanted), rtol=1e-12)
 
 
 @pytest.mark.parametrize("brief", [False, True])

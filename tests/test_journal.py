@@ -107,6 +107,23 @@ def test_what_is_stored_at_once_is_written_in_one_piece_and_read_back(tmp_path):
     assert [trial.user_attrs.get("n") for trial in again.get_trials()] == [0, 1, 2, None]
 
 
+def test_where_lines_begin_is_forgotten_once_they_are_read(tmp_path):
+    """Else a study of many sites would remember tens of thousands of places; what another writes is still read."""
+    path = tmp_path / "journal.log"
+    storage, other = (open_journal(path, JournalStorage) for _ in range(2))
+    study = optuna.create_study(storage=storage, study_name="s")
+    for number in range(20):
+        trial = study.ask()
+        with at_once(storage):
+            for key in range(5):
+                trial.set_user_attr(str(key), number)
+        remembered = len(storage._backend._log_number_offset)
+        optuna.load_study(storage=other, study_name="s").tell(number, float(number))
+    assert remembered < 12
+    assert [trial.value for trial in study.trials] == values(path) == [float(number) for number in range(20)]
+    assert all(len(trial.user_attrs) == 5 for trial in study.trials)
+
+
 def test_others_may_write_between_two_blocks(tmp_path):
     one, two = (studied(tmp_path / "journal.log") for _ in range(2))
     for number in range(6):

@@ -1,5 +1,6 @@
 """A part of `benchmarks/search.py`: landscapes, best fronts and scores against brute force and closed forms."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -86,10 +87,9 @@ def test_what_deceives_is_good_alone_and_bad_together_and_the_other_way_round():
         assert sign * landscape.gains(together)[0] < 0
 
 
-def test_brief_and_long_scores_of_a_landscape_share_the_truth():
-    brief, long = (search.make_landscape(name, 8, seed=3) for name in ("additive+brief", "additive"))
+def test_brief_scores_are_biased_towards_blocks():
+    brief = search.make_landscape("additive+brief", 8, seed=3)
     drawn = search.random_placements(2_000, 8, np.random.default_rng(5))
-    assert (brief.gains(drawn) == long.gains(drawn)).all()
     bias = brief.expected(drawn, "brief") - search.PLAIN["brief"] - search.BRIEF_SCALE * brief.gains(drawn)
     blocks = (drawn > 0).sum(axis=1)
     assert np.corrcoef(bias, blocks)[0, 1] > 0.2
@@ -103,14 +103,14 @@ def test_brief_scores_that_tell_less_have_a_larger_bias_and_the_same_truth(kind)
     assert (long.gains(drawn) == brief.gains(drawn)).all()
     assert (long.gains(drawn) == far.gains(drawn)).all()
     assert far.bias == pytest.approx(search.FAR * brief.bias)
-    assert (far.expected(drawn, "long") == brief.expected(drawn, "long")).all()
 
 
-def test_long_trials_that_begin_late_begin_with_the_references_and_are_every_third():
+def test_long_trials_that_begin_late_begin_with_the_references_and_are_every_third(monkeypatch):
     positions = [position for position in range(40) if search.late_number(position) is not None]
     assert positions == [32, 35, 38]
     assert [search.late_number(position) for position in positions] == [0, 1, 2]
-    history, _ = search.evaluate(search.Job("additive+brief", 8, 1, 0, "additive-late"))
+    monkeypatch.setitem(search.STRATEGIES, "late", replace(search.STRATEGIES["additive-late"], budget=60))
+    history, _ = search.evaluate(search.Job("additive+brief", 8, 1, 0, "late"))
     long = [index for index, trial in enumerate(history) if trial.fidelity == "long"]
     references = search.known("additive+brief", 8, 0)[0].space.references()
     assert long[:4] == [36, 39, 42, 45]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from mmap import mmap
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, lapack, solve_triangular
 from scipy.optimize import minimize
 from threadpoolctl import ThreadpoolController
 
@@ -110,6 +110,25 @@ class Effects:
         return float(sum(self.sums[group][position[group][key]] for group, keys in of_groups for key in keys))
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a model leaves to those that go on from it, with the same variances and more scores.
+
+    Args:
+        size: How many scores it had.
+        variances: Its variances.
+        unit: The variance of its scores.
+        kinds: Whether they were of several seeds, and whether some were brief beside long ones.
+        factor: The triangle of its Cholesky factor, in half of the memory (LAPACK's rectangular full packed format).
+    """
+
+    size: int
+    variances: Array
+    unit: float
+    kinds: tuple[bool, bool]
+    factor: Array
+
+
 class Model:
     """What scores say about all placements.
 
@@ -117,7 +136,7 @@ class Model:
         evidence: The scores.
         size: How many of them to go by, from the first on; None for all. At least one.
         variances: Logarithms of the variances as another model of this vocabulary found them; None to find them.
-        before: A model of the first of these scores, whose variances are taken, and what it has worked out.
+        start: What a model of the first of these scores has left; its variances are taken.
 
     Example:
         >>> from placesearch.search.evidence import Score
@@ -134,7 +153,7 @@ class Model:
         evidence: Evidence,
         size: int | None = None,
         variances: Array | None = None,
-        before: "Model | None" = None,
+        start: Start | None = None,
     ) -> None:
         self._evidence, self.size = evidence, len(evidence) if size is None else size
         self.vocabulary, self.scores = evidence.vocabulary, evidence.scores[: self.size]
@@ -153,10 +172,10 @@ class Model:
         self._center = float(self._y[~self._brief].mean())
         parts = [self._y[part] for part in (self._brief, ~self._brief) if part.sum() > 1]
         self._unit = max([float(part.var()) for part in parts], default=0.0) or 1e-8
-        if before is not None:
-            self._unit, variances = before._unit, before.variances
+        if start is not None:
+            self._unit, variances = start.unit, start.variances
         self.variances: Array = self._most_probable() if variances is None else variances
-        self._factor = self._factored(before if before is not None and self._extends(before) else None), True
+        self._factor = self._factored(start if start is not None and start.kinds == self._kinds else None), True
         self._weights = cho_solve(self._factor, self._y - self._center, check_finite=False)
 
     def _values(self, variances: Array) -> dict[str, float]:
@@ -173,30 +192,36 @@ class Model:
     def _same_seed(self, start: int, stop: int) -> Array:
         return np.asarray((self._cells[start:stop, None] == self._cells[None, :stop]) * 1.0)
 
-    def _extends(self, before: "Model") -> bool:
-        """Tell whether the covariance of the first scores is what it was in a model of these alone."""
-        return before._many_seeds == self._many_seeds and bool(before._brief.any() == self._brief.any())
+    @property
+    def _kinds(self) -> tuple[bool, bool]:
+        """What the covariance of two scores depends on besides them."""
+        return self._many_seeds, bool(self._brief.any())
 
-    def _factored(self, before: "Model | None") -> Array:
+    def start(self) -> Start:
+        """Return what models of these and more scores may go on from."""
+        return Start(self.size, self.variances, self._unit, self._kinds, lapack.dtrttf(self._factor[0], uplo="L")[0])
+
+    def _factored(self, start: Start | None) -> Array:
         """Return the Cholesky factor of the covariance of the scores: a lower triangle; what is above is not zero.
 
         The covariance is made a few rows at a time, because what goes into it takes many times the memory that it has
         itself. The first rows of the factor are those of the model before, if there is one.
         """
-        values, known = self._values(self.variances), 0 if before is None else before.size
+        values, known = self._values(self.variances), 0 if start is None else start.size
         held = mmap(-1, 8 * self.size**2)  # goes back to the system with the model; the heap would keep it, in pieces
         factor = np.ndarray((self.size, self.size), buffer=held, order="F")  # in that order factored in place
-        for start in range(known, self.size, ROWS):
-            stop = min(start + ROWS, self.size)
-            counts = self._evidence.among(start, stop)
-            factor[start:stop, :stop] = self._between(values, counts, _weighed(values, counts), start, stop)
-        if before is None:
+        for first in range(known, self.size, ROWS):
+            stop = min(first + ROWS, self.size)
+            counts = self._evidence.among(first, stop)
+            factor[first:stop, :stop] = self._between(values, counts, _weighed(values, counts), first, stop)
+        if start is None:
             return np.asarray(cho_factor(factor, lower=True, overwrite_a=True, check_finite=False)[0])
-        factor[:known, :known] = before._factor[0]
-        left = solve_triangular(before._factor[0], factor[known:, :known].T, lower=True, check_finite=False)
-        factor[known:, :known] = left.T
-        rest = factor[known:, known:] - left.T @ left
-        factor[known:, known:] = cho_factor(rest, lower=True, overwrite_a=True, check_finite=False)[0]
+        factor[:known, :known] = lapack.dtfttr(known, start.factor, uplo="L")[0]
+        if known < self.size:
+            own = factor[known:, known:]
+            left = solve_triangular(factor[:known, :known], factor[known:, :known].T, lower=True, check_finite=False)
+            factor[known:, :known] = left.T
+            own[:] = cho_factor(own - left.T @ left, lower=True, overwrite_a=True, check_finite=False)[0]
         return factor
 
     def _between(
@@ -307,7 +332,8 @@ class Model:
     def means(self, placements: Sequence[Placement]) -> Array:
         """Return the means alone, (n,), which takes a fraction of the time."""
         starts = range(0, len(placements), ROWS)
-        parts = [self._cross(placements[start : start + ROWS]) @ self._weights for start in starts]
+        some = [placements[start : start + ROWS] for start in starts]
+        parts = [self._cross(these, self.vocabulary.rows(these)) @ self._weights for these in some]
         return self._center + np.concatenate([np.zeros(0), *parts])
 
     def _estimate(self, placements: Sequence[Placement]) -> tuple[Array, Array]:
@@ -315,13 +341,12 @@ class Model:
         blocks = rows["site block"].sum(1)
         own = {**_squares(rows), "pair": (blocks * blocks - blocks) / 2, "placement": np.ones(len(blocks))}
         prior = sum(values[group] * own[group] for group in SHARES) + values["seed"]
-        mean, deviation = self._given(self._cross(placements), prior + LEVEL * self._unit)
+        mean, deviation = self._given(self._cross(placements, rows), prior + LEVEL * self._unit)
         return self._center + mean, deviation
 
-    def _cross(self, placements: Sequence[Placement]) -> Array:
+    def _cross(self, placements: Sequence[Placement], rows: Mapping[str, Array]) -> Array:
         """Return the covariance of the accuracy of placements with the scores: (placements, scores)."""
-        values = self._values(self.variances)
-        counts = self._evidence.common(placements, self.vocabulary.rows(placements), self.size)
+        values, counts = self._values(self.variances), self._evidence.common(placements, rows, self.size)
         cross = _weighed(values, counts) * self._loads(values) + values["seed"] * self._of_first
         return np.asarray(cross + LEVEL * self._unit * ~self._brief)
 

@@ -66,6 +66,7 @@ class _GatheringBackend(JournalFileBackend):
         if not gathered:
             return
         super().append_logs(gathered)
+        self._log_number_offset = {0: 0, self._base: self._log_number_offset[self._base]}  # earlier ones are done with
         for number, log in enumerate(gathered, self._base):
             length = len(json.dumps(log, separators=(",", ":")).encode()) + 1
             self._log_number_offset[number + 1] = self._log_number_offset[number] + length

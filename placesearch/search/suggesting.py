@@ -12,7 +12,7 @@ import numpy as np
 
 from placesearch.front import non_dominated
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import Model
+from placesearch.search.effects import Model, Start
 from placesearch.search.evidence import Array, Evidence, Score
 from placesearch.search.findings import vocabulary_of
 from placesearch.search.proposal import Proposer
@@ -56,7 +56,7 @@ class Suggester:
         self.costs = len(added)
         self._proposer = Proposer(choices, added, room, limited)
         self._evidence = Evidence(vocabulary_of(_settings(choices), others))
-        self._before: Model | None = None
+        self._start: Start | None = None
 
     def suggest(
         self,
@@ -106,9 +106,9 @@ class Suggester:
         for score in scores[len(self._evidence) :]:
             self._evidence.add(score)
         size = last_estimate(len(scores))
-        if self._before is None or size != self._before.size:
-            self._before = Model(self._evidence, size)
-        return self._before if size == len(scores) else Model(self._evidence, len(scores), before=self._before)
+        if self._start is None or size != self._start.size:
+            self._start = Model(self._evidence, size).start()
+        return Model(self._evidence, len(scores), start=self._start)
 
     def _least_certain(
         self, model: Model, costs: Mapping[Placement, Sequence[float]], waiting: Collection[Placement]

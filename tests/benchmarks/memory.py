@@ -37,9 +37,9 @@ def tiny(num_classes):
 
 
 def resident(process: int) -> float:
-    """Return the memory of a process of its own, in MiB."""
+    """Return the memory of a process, mapped files left out, in MiB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
 
 
 def workers() -> list[int]:
@@ -96,7 +96,7 @@ def main() -> None:
         "",
         f"A tiny network of the user's own, digits at 32x32, one epoch a trial, {len(study.records):,} trials, "
         f"{parallel} at a time, one run; {platform.machine()}, {where}, torch {torch.__version__}. Memory of each "
-        "process of its own (RssAnon, MiB: mapped files and libraries left out), noted when a trial has ended, and "
+        "process (RssAnon and RssShmem, MiB: mapped files and libraries left out), noted when a trial has ended, and "
         "milliseconds of a worker's time per trial outside of building, training and validation (suggestion, storage, "
         "pipes; median of the last 50 trials). Made by `python tests/benchmarks/memory.py`.",
         "",

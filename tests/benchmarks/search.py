@@ -923,6 +923,7 @@ def report() -> str:
         "",
         "With two fidelities, `additive` is what a study does: of the first 20 trials every fifth is long, later every "
         f"other one, the references first. In `additive-late` the first {LATE} are brief, then every third is long; "
+        "what else a position is for stays, so that half of its long trials go by a draw and most repeats are brief. "
         "`additive-brief` is brief throughout. Of Optuna's samplers those with `-long` are long throughout, the others "
         "brief.",
         "",
@@ -956,8 +957,8 @@ def _fewer(table: pd.DataFrame) -> list[str]:
         if few:
             parts.setdefault(f"{', '.join(few)}{f' ({plan.why})' if plan.why else ''}", []).append(f"`{strategy}`")
     lines = [f"{', '.join(names)}: {what}." for what, names in parts.items()]
-    return [f"Seeds: {counts.max()} at most for each landscape, size, noise and strategy. Fewer:", "",
-            *(f"- {line}" for line in lines), ""]  # fmt: skip
+    most = f"Seeds: {counts.max()} for each landscape, size, noise and strategy"
+    return [f"{most}, fewer with these:", "", *(f"- {line}" for line in lines), ""] if lines else [f"{most}.", ""]
 
 
 def _medians(table: pd.DataFrame) -> list[str]:
