@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
 )
 
-from placesearch.errors import InputError, did_you_mean
+from placesearch.errors import InputError, did_you_mean, printable
 from placesearch.records import DIRECTIONS
 from placesearch.storage_url import StorageUrl
 
@@ -76,13 +76,15 @@ def seconds_of(text: str) -> float:
         raise InputError(str(error)) from None
 
 
-_LIMIT = re.compile(r"(?:\+(?P<percent>[0-9]+(?:\.[0-9]+)?)%|(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kMGT]?))")
+_LIMIT = re.compile(
+    r"(?:\+(?P<percent>[0-9]+(?:\.[0-9]+)?)%|(?P<number>[0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)(?P<unit>[kMGT]?))"
+)
 _MANY = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def _limit(value: Any) -> Any:
     """Check `+5%`, `12M`, `1.8G` or `11200000`."""
-    text = str(value) if isinstance(value, int) else value
+    text = str(value) if isinstance(value, int | float) else value
     if isinstance(text, str) and not _LIMIT.fullmatch(text):
         raise ValueError(f"'{text}' is no limit such as +5% (more than the plain backbone), 12M or 1800000000")
     return text
@@ -145,6 +147,77 @@ def first_problem(error: ValidationError) -> str:
     return f"{place.replace('_', '-')}: {message}{given}"
 
 
+SMALLEST_SIDE, LARGEST_SIDE = 8, 8192
+"""Height and width that an input may have, in pixels."""
+
+
+def read_input_size(value: Any) -> int | tuple[int, ...]:
+    """Read an input size: a number for a square, height x width, or channels x height x width.
+
+    Args:
+        value: A number, a text such as `64`, `256x512` or `1x28x28`, or a list of numbers.
+
+    Raises:
+        ValueError: If it is none of these, or out of bounds.
+
+    Example:
+        >>> read_input_size("64"), read_input_size("256x512"), read_input_size([1, 28, 28])
+        (64, (256, 512), (1, 28, 28))
+    """
+    parts = (
+        value.lower().split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    )
+    try:
+        numbers = tuple(int(part) for part in parts if not isinstance(part, bool | float))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not 1 <= len(numbers) <= 3 or len(numbers) != len(parts):
+        raise ValueError(f"{shown(value)} is no input size such as 64, 256x512 or 1x28x28 (channels, height, width)")
+    if len(numbers) == 3 and not 1 <= numbers[0] <= 1024:
+        raise ValueError(f"{numbers[0]} is no number of channels; expected 1 to 1,024")
+    for side in numbers[-2:]:
+        if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+            raise ValueError(
+                f"{side} is not allowed as height or width; allowed are {SMALLEST_SIDE} to {LARGEST_SIDE:,}"
+            )
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def full_input_size(given: int | tuple[int, ...], channels: int) -> tuple[int, int, int]:
+    """Return channels, height and width of an input size that may leave the channels out.
+
+    Args:
+        given: What `read_input_size` returns.
+        channels: Channels where it names none.
+
+    Example:
+        >>> full_input_size(64, 3), full_input_size((256, 512), 1), full_input_size((1, 28, 28), 3)
+        ((3, 64, 64), (1, 256, 512), (1, 28, 28))
+    """
+    if isinstance(given, int):
+        return channels, given, given
+    height, width = given[-2:]
+    return given[0] if len(given) == 3 else channels, height, width
+
+
+def short_input_size(size: tuple[int, int, int]) -> int | tuple[int, int, int]:
+    """Return one number for a square of three channels, else all three."""
+    return size[1] if size == (3, size[1], size[1]) else size
+
+
+def _optional_size(value: Any) -> Any:
+    return None if value is None else read_input_size(value)
+
+
+def _text(value: Any) -> Any:
+    """Take a number from a YAML file for the text that it is on the command line."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+SAMPLERS = ("additive", "tpe", "nsga2", "nsga3", "gp", "random")
+"""Names of the samplers; `placesearch.search.samplers` makes them."""
+
+
 def _workers(value: Any) -> Any:
     """Read a number of workers as the command line gives it."""
     if isinstance(value, str | int):
@@ -177,9 +250,9 @@ class StudyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     backbone: Annotated[str, Field(min_length=1)]
-    data: Annotated[str, Field(min_length=1)] = "digits"
+    data: Annotated[str, BeforeValidator(_text), Field(min_length=1)] = "digits"
     skip_corrupt: bool = False
-    name: str | None = None
+    name: Annotated[str | None, BeforeValidator(_text)] = None
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
     trial_timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
@@ -187,9 +260,9 @@ class StudyConfig(BaseModel):
     epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     long_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-    input_size: Annotated[int, Field(ge=8, le=8192)] | None = None
+    input_size: Annotated[int | tuple[int, ...] | None, BeforeValidator(_optional_size)] = None
     stem: Literal["original", "small"] = "original"
-    weights: Annotated[str, Field(min_length=1)] | None = None
+    weights: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_text)] = None
     start: Literal["scratch", "branch", "pretrained"] | None = None
     stop_early: bool = False
     evaluate: Annotated[str, Field(min_length=3, pattern=":")] | None = None
@@ -208,7 +281,7 @@ class StudyConfig(BaseModel):
     max_latency: Annotated[str, BeforeValidator(_limit)] | None = None
     sampler: str = "additive"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    device: str = "auto"
+    device: Annotated[str, BeforeValidator(_text)] = "auto"
     max_jobs: Annotated[int, Field(ge=1, le=10_000)] = MOST_JOBS
     jobs: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
     engine: Literal["local", "ray"] = "local"
@@ -221,6 +294,28 @@ class StudyConfig(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError(first_problem(error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `yes` and `true`, which YAML reads as truth values, where something else is meant."""
+        if isinstance(value, bool) and info.field_name not in ("skip_corrupt", "stop_early"):
+            raise ValueError(f"'{str(value).lower()}' is no value for it; put text into quotes")
+        return value
+
+    @field_validator("data", "weights", "backbone")
+    @classmethod
+    def _unicode(cls, text: str | None) -> str | None:
+        if text is not None and printable(text) != text:
+            raise ValueError(f"'{printable(text)}' is not plain text (UTF-8 in one line); rename it")
+        return text
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, name: str) -> str:
+        if name not in SAMPLERS:
+            raise ValueError(f"unknown sampler '{name}'{did_you_mean(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}")
+        return name
 
     @field_validator("kernel_sizes")
     @classmethod

@@ -230,7 +230,7 @@ def _data_of(definition: Definition) -> Data:
     Raises:
         StudyError: If they are others than in the search.
     """
-    data = load_data(definition.config.data, definition.input_size[1], definition.skipped)
+    data = load_data(definition.config.data, definition.input_size, definition.skipped)
     counts = {name: len(data.splits[name].labels) for name in SPLITS}
     if definition.splits and counts != definition.splits:
         was, now = (", ".join(f"{given[name]} {name}" for name in SPLITS) for given in (definition.splits, counts))

@@ -20,14 +20,15 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from placesearch.config import read_yaml
+from placesearch.config import read_yaml, short_input_size
 from placesearch.errors import InputError
 from placesearch.evaluation.candidate import steady
 from placesearch.models.architecture import Architecture
+from placesearch.models.graph import InputSize
 from placesearch.models.insertion import fold
 from placesearch.models.weights import Checkpoint, read_weights
 from placesearch.placement import Placement
-from placesearch.plan import AT_BATCH_SIZE, DEFAULTS, DIGITS, FINE_TUNING, LEARNING_RATE, device_name
+from placesearch.plan import AT_BATCH_SIZE, DEFAULTS, DIGITS, FINE_TUNING, LEARNING_RATE, device_name, notes_on_data
 from placesearch.records import Epoch, StepEnded, Told
 from placesearch.reporting.curve_picture import best_of, curve_svg
 from placesearch.reporting.writing import replace_file
@@ -140,12 +141,8 @@ def train(
             raise InputError(f"{name} {number} is not allowed; allowed are {least:,} to {most:,}")
     found = architecture if isinstance(architecture, Architecture) else Architecture.load(architecture, allow)
     folder = Path(output) if output else _default_folder(architecture)
-    channels, height, width = found.input_size
-    if channels != 3 or height != width:
-        raise InputError(
-            f"the input of this architecture is {channels}x{height}x{width}; images here are square and have 3 channels"
-        )
-    classes, _ = inspect_data(data)
+    info = inspect_data(data)
+    classes = len(info.classes)
     checkpoint = read_weights(weights, found.backbone) if weights is not None else None
     batch_size = batch_size or (DIGITS if data == "digits" else DEFAULTS)["batch_size"]
     usual = LEARNING_RATE * (batch_size / AT_BATCH_SIZE) ** 0.5 * (FINE_TUNING if checkpoint else 1.0)
@@ -155,7 +152,7 @@ def train(
         "placement": str(found.placement),
         "factors": found.factors,
         "classes": classes,
-        "input_size": height,
+        "input_size": _plain_size(found.input_size),
         "data": data,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -174,6 +171,8 @@ def train(
                 told(
                     Told(f"the file says {found.num_classes:,} classes, {data} has {classes:,}: so has the classifier")
                 )
+            for note in notes_on_data(info):
+                told(Told(note))
             plain = found.model_copy(update={"num_classes": classes})
             return _Training(folder, plain, settings, checkpoint, where, team, told).run()
 
@@ -206,7 +205,7 @@ class _Training:
     def run(self) -> Trained:
         """Train what is left to train."""
         settings = self._settings
-        data = _load_in_turn(str(settings["data"]), int(settings["input_size"]), self._team)
+        data = _load_in_turn(str(settings["data"]), self._architecture.input_size, self._team)
         images = {name: len(data.splits[name].labels) for name in SPLITS}
         if self._snapshot is not None:
             _refuse_difference(self._snapshot.told["images"], images, self._folder)
@@ -224,7 +223,7 @@ class _Training:
                 f"a batch of {trainer.batch_size} cannot be shared among {self._team.size} processes; give a "
                 "--batch-size that they divide"
             )
-        for text in self._opening(images, protocol):
+        for text in (*self._opening(images, protocol), *data.notes):
             self._watch(Told(text))
         with steady(self._device, protocol.threads):
             self._train(trainer, images)
@@ -244,8 +243,9 @@ class _Training:
             where = f"{self._team.size} processes, {where} each"
         start = f"from {told['weights']}" if told["weights"] else "from scratch"
         counts = ", ".join(f"{count:,} {name}" for name, count in images.items())
+        size = "x".join(map(str, self._architecture.input_size))
         yield f"training {told['backbone']}: {told['placement']}"
-        yield f"  {told['data']}: {counts} images in {told['classes']:,} classes, {told['input_size']} pixels a side"
+        yield f"  {told['data']}: {counts} images in {told['classes']:,} classes, input {size}"
         yield (
             f"  {told['epochs']} epochs {start}, batch {told['batch_size']}, peak learning rate "
             f"{told['learning_rate']:g}, {protocol.precision}, on {where}"
@@ -453,11 +453,17 @@ def _table(log: Sequence[Epoch]) -> str:
     return text.getvalue()
 
 
-def _load_in_turn(spec: str, side: int, team: Team) -> Data:
+def _plain_size(size: InputSize) -> int | list[int]:
+    """Return an input size as settings hold it: one number for a square of three channels."""
+    short = short_input_size(size)
+    return short if isinstance(short, int) else list(short)
+
+
+def _load_in_turn(spec: str, size: InputSize, team: Team) -> Data:
     """Load the data; of several processes the first does so first, because it may have to download them."""
     if team.rank:
         team.wait()
-    data = load_data(spec, side)
+    data = load_data(spec, size)
     if not team.rank:
         team.wait()
     return data

@@ -62,3 +62,20 @@ def reason_of(error: Exception) -> str:
         ('no such file', 'KeyError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: object) -> str:
+    r"""Return a text or path so that it can be written anywhere, in one line: what is not UTF-8 is escaped.
+
+    Example:
+        >>> print(printable("caf\udce9"), printable("two\nlines"))
+        caf\xe9 two\nlines
+    """
+    whole = str(text).encode("utf-8", "surrogateescape" if _from_bytes(str(text)) else "backslashreplace")
+    readable = whole.decode("utf-8", "backslashreplace")
+    return "".join(letter if letter >= " " and letter != "\x7f" else repr(letter)[1:-1] for letter in readable)
+
+
+def _from_bytes(text: str) -> bool:
+    """Tell whether all that is not Unicode in a text are bytes, as in names of files."""
+    return all("\udc80" <= letter <= "\udcff" for letter in text if "\ud800" <= letter <= "\udfff")

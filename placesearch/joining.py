@@ -94,7 +94,7 @@ def work(
     plan = prepare(config, where, stored)
     loaded = None
     if here is None:
-        loaded = load_data(data or config.data, stored.input_size[1], stored.skipped)
+        loaded = load_data(data or config.data, stored.input_size, stored.skipped)
         plan = plan.with_data(loaded)
         if different := difference(stored, plan.definition):
             raise _no_worker(study, different)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from placesearch.config import KINDS, StudyConfig
+from placesearch.config import KINDS, StudyConfig, full_input_size, short_input_size
 from placesearch.costs import CostTable
 from placesearch.costs.latency import ENOUGH, LatencyTable, agreement, latency_table
 from placesearch.definition import (
@@ -23,10 +23,10 @@ from placesearch.definition import (
     refuse_difference,
     study_folder,
 )
-from placesearch.errors import BackboneError, InputError
+from placesearch.errors import BackboneError, InputError, printable
 from placesearch.evaluation.versions import PACKAGES, versions
 from placesearch.models.architecture import Architecture
-from placesearch.models.backbones import load_backbone
+from placesearch.models.backbones import input_channels, load_backbone
 from placesearch.models.graph import InputSize
 from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
@@ -34,7 +34,7 @@ from placesearch.placement import BlockSetting, Placement
 from placesearch.prices import Prices, flat_axes, limits_of, within_budget
 from placesearch.search.space import SearchSpace, make_space, reference_placements
 from placesearch.search.stopping import milestone_epoch
-from placesearch.training.datasets import SPLITS, Data, corrupt_images, inspect_data
+from placesearch.training.datasets import SPLITS, Data, DataInfo, corrupt_images, inspect_data
 from placesearch.training.loop import Protocol, pick_precision
 
 SMALLEST_MAP = 4
@@ -86,7 +86,8 @@ class Plan:
     def with_data(self, data: Data) -> Self:
         """Return the plan with what is known of the data once they are loaded."""
         splits = {name: len(data.splits[name].labels) for name in SPLITS}
-        return replace(self, definition=replace(self.definition, splits=splits, fingerprint=data.fingerprint()))
+        definition = replace(self.definition, splits=splits, fingerprint=data.fingerprint())
+        return replace(self, definition=definition, notes=(*self.notes, *data.notes))
 
     def lines(self, device: torch.device, jobs: int) -> list[str]:
         """Say what is run, and warn where an axis is flat or the last feature map too small to look at."""
@@ -125,10 +126,14 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
         InputError: If something cannot be used, or the study of this name has other settings.
     """
     own_data = config.evaluate is not None and "data" not in config.model_fields_set
+    data_notes: list[str] = []
     if stored is not None:
         num_classes, native = stored.num_classes, stored.input_size[1]
+    elif own_data:
+        num_classes, native = OWN_DATA
     else:
-        num_classes, native = OWN_DATA if own_data else inspect_data(config.data, skip_corrupt=config.skip_corrupt)
+        info = inspect_data(config.data, skip_corrupt=config.skip_corrupt)
+        num_classes, native, data_notes = len(info.classes), info.side, notes_on_data(info)
     is_digits = config.data == "digits" and not own_data
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(config.backbone, num_classes, config.stem)
@@ -148,14 +153,16 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
     if checkpoint is not None:
         load_weights(backbone, checkpoint)
-    side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
+    channels = input_channels(backbone)
+    side = config.input_size or (_side_for_a_map(backbone, native, channels) if is_digits else native)
+    input_size = full_input_size(side, channels)
     budget = DIGITS if is_digits else DEFAULTS
     filled: dict[str, Any] = {
         "name": config.name or _slug(f"{config.backbone}-{'own' if own_data else Path(config.data).name}"),
         "epochs": config.epochs or budget["epochs"],
         "long_epochs": config.long_epochs,
         "batch_size": config.batch_size or budget["batch_size"],
-        "input_size": side,
+        "input_size": short_input_size(input_size),
         "start": start,
     }
     if config.long_epochs is None:
@@ -174,7 +181,6 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if config.trials is None and config.timeout is None and config.until is None:
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)
-    input_size = (3, side, side)
     every = every_site(backbone, input_size)
     if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
         config = config.model_copy(update={"sites": ("block",)})
@@ -253,6 +259,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
     notes += flat_axes(config, space, prices)
+    notes = [*data_notes, *notes]
     if definition.skipped:
         first, more = ", ".join(definition.skipped[:3]), len(definition.skipped) - 3
         notes.append(
@@ -329,12 +336,20 @@ def _hardware(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def _side_for_a_map(backbone: nn.Module, smallest: int) -> int:
+def notes_on_data(info: DataInfo) -> list[str]:
+    """Say which classes a folder of images was taken to have, and what was left out."""
+    if not info.counts:
+        return []
+    few, more = [printable(name)[:40] for name in info.classes[:8]], len(info.classes) - 8
+    return [f"classes: {', '.join(few)}{f' and {more:,} more' if more > 0 else ''}", *info.notes]
+
+
+def _side_for_a_map(backbone: nn.Module, smallest: int, channels: int) -> int:
     """Return the smallest input side from which the last feature map has SMALLEST_MAP pixels a side."""
 
     def last_side(side: int) -> int:
         try:
-            return min(last_map(backbone, (3, side, side)) or (SMALLEST_MAP,))
+            return min(last_map(backbone, (channels, side, side)) or (SMALLEST_MAP,))
         except BackboneError:
             return 0  # too small for this network
 

@@ -26,7 +26,6 @@ from placesearch.reporting.parquet import write_parquet
 from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
 from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
 from placesearch.search.findings import Findings
-from placesearch.search.samplers import check_sampler
 from placesearch.search.trials import Trials
 from placesearch.searching import begin, open_trials, search, share, stored_definition, study_began, working_on
 from placesearch.staffing import Pool, Watch, assignment_of, jobs_for, ray_workers, staffed
@@ -175,7 +174,6 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     """
     watch = watch or nobody
     device = device_named(config.device)
-    check_sampler(config.sampler)
     if config.address is not None and config.engine != "ray":
         raise InputError("--address is that of a Ray cluster; it needs --engine ray")
     if evaluate is not None:
@@ -214,7 +212,7 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
     config = plan.definition.config
     data = None
     if here is None:
-        data = load_data(config.data, plan.definition.input_size[1], plan.definition.skipped)
+        data = load_data(config.data, plan.definition.input_size, plan.definition.skipped)
         plan = plan.with_data(data)
     definition = plan.definition
     jobs = workers.size = min(workers.size, config.trials or workers.size)

@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PROCESSES = min(CORES, 8)
+"""So many tests run at a time; each process takes about 1.3 GB."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // PROCESSES)))
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # or commands could not be stopped by tests in the background
 
 COMMAND = Path(sys.executable).with_name("placesearch")
 NETWORKS = Path(__file__).with_name("networks.py")
+
+
+def pytest_xdist_auto_num_workers():
+    """Say what `-n auto` is: the cores that this process may use, hyperthreads too."""
+    return PROCESSES
 
 
 def reproducible(frame):

@@ -1,6 +1,6 @@
 import pytest
 
-from placesearch.config import StudyConfig, read_definition
+from placesearch.config import StudyConfig, full_input_size, limit_of, read_definition
 from placesearch.errors import InputError
 
 
@@ -92,3 +92,63 @@ def test_a_password_is_in_no_text_of_a_config():
     with pytest.raises(InputError) as caught:
         StudyConfig(backbone="resnet18", storage="postgres://ann:hunter2@db.example/studies")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "size"),
+    [
+        (64, 64, (3, 64, 64)),
+        ("64", 64, (3, 64, 64)),
+        ("256x512", (256, 512), (3, 256, 512)),
+        ("1x28x28", (1, 28, 28), (1, 28, 28)),
+        ([3, 64, 32], (3, 64, 32), (3, 64, 32)),
+    ],
+)
+def test_an_input_size_is_a_number_a_text_or_a_list(given, expected, size):
+    assert StudyConfig(backbone="resnet18", input_size=given).input_size == expected
+    assert full_input_size(expected, 3) == size
+    again = StudyConfig(**StudyConfig(backbone="resnet18", input_size=given).plain())
+    assert again.input_size == expected
+
+
+@pytest.mark.parametrize("given", ["", "64x", "axb", "1x2x3x4", "7", "0x64x64", "9000", 64.5, [], True, [64, "x"]])
+def test_what_is_no_input_size_is_refused_in_a_line(given):
+    with pytest.raises(InputError) as refused:
+        StudyConfig(backbone="resnet18", input_size=given)
+    assert "\n" not in str(refused.value)
+
+
+SAME_IN_BOTH = {
+    "max_latency": [("3.5", 3.5), ("4", 4)],
+    "max_params": [("12000000", 12000000), ("1.2e7", "1.2e7"), ("1.2e7", 1.2e7)],
+    "timeout": [("90", 90), ("90", 90.0), ("1.5", 1.5)],
+    "reductions": [("8", 8), ("4,8", [4, 8])],
+    "kernel_sizes": [("3", 3), ("3,7", [3, 7])],
+    "name": [("2024", 2024)],
+    "data": [("2024", 2024)],
+    "jobs": [("2", 2)],
+    "seed": [("3", 3)],
+    "trials": [("10", 10)],
+    "blocks": [("se", "se"), ("se,cbam", ["se", "cbam"])],
+    "gpus_per_worker": [("0.5", 0.5), ("1", 1)],
+    "device": [("0", 0)],
+}
+
+
+@pytest.mark.parametrize("field", sorted(SAME_IN_BOTH))
+def test_what_the_command_line_takes_a_study_file_takes_as_well(field):
+    for text, value in SAME_IN_BOTH[field]:
+        one, other = (getattr(StudyConfig(backbone="resnet18", **{field: given}), field) for given in (text, value))
+        same = limit_of(one, 1) == limit_of(other, 1) if field.startswith("max_") else one == other
+        assert same, (text, value)
+
+
+@pytest.mark.parametrize("field", ["trials", "seed", "epochs", "name", "timeout", "max_params", "until", "reductions"])
+def test_a_truth_value_is_no_number_and_no_text(field):
+    with pytest.raises(InputError, match=rf"^{field.replace('_', '-')}: 'true' is no value for it"):
+        StudyConfig(backbone="resnet18", **{field: True})
+
+
+def test_the_sampler_is_checked_where_the_config_is():
+    with pytest.raises(InputError, match="unknown sampler 'tpa'; did you mean 'tpe'"):
+        StudyConfig(backbone="resnet18", sampler="tpa")

@@ -15,7 +15,15 @@ from sklearn.datasets import load_digits
 
 from placesearch.errors import DataError
 from placesearch.training import datasets
-from placesearch.training.datasets import SOURCES, corrupt_images, inspect_data, load_data, share_data, shared_data
+from placesearch.training.datasets import (
+    SOURCES,
+    DataInfo,
+    corrupt_images,
+    inspect_data,
+    load_data,
+    share_data,
+    shared_data,
+)
 
 
 def grey(level, size=(10, 8)):
@@ -80,7 +88,16 @@ def test_a_tree_with_all_three_splits_is_taken_as_it_is(tmp_path):
     assert data.splits["test"].labels.tolist() == [0] * 5 + [1] * 5
 
 
-@pytest.mark.parametrize("splits", [["train"], ["train", "val"], ["train", "test"], ["."]])
+def test_a_missing_test_split_is_half_of_a_validation_split(tmp_path):
+    data = load_data(str(make_tree(tmp_path, ["train", "val"], count=10)), 8)
+    assert shades(data.splits["train"]) == list(range(1, 21))
+    assert sorted(shades(data.splits["validation"]) + shades(data.splits["test"])) == list(range(21, 41))
+    for name in ("validation", "test"):
+        assert torch.bincount(data.splits[name].labels).tolist() == [5, 5]
+    assert data.notes == ("note: there is no test split; half of the validation split is it",)
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "test"], ["."]])
 def test_a_missing_split_is_cut_from_train_from_every_class(tmp_path, splits):
     data = load_data(str(make_tree(tmp_path, splits, count=10)), 8)
     every = [level for split in data.splits.values() for level in shades(split)]
@@ -111,7 +128,7 @@ def test_what_does_not_fit_into_memory_is_read_from_its_files_and_is_the_same(tm
     for name in datasets.SPLITS:
         one, two = held.splits[name], read.splits[name]
         assert isinstance(two, datasets.FileSplit)
-        assert (one.side, two.side) == (8, 8)
+        assert one.size == two.size == (3, 8, 8)
         assert torch.equal(one.labels, two.labels)
         order = torch.randperm(len(one.labels))
         assert torch.equal(one.take(order), two.take(order))
@@ -204,7 +221,7 @@ def test_the_native_side_is_that_of_the_first_image_that_is_not_corrupt_if_so_as
     damaged(tmp_path / "train" / "cat" / "0.png", "text")
     with pytest.raises(DataError, match=r"cannot read image .*0.png"):
         inspect_data(str(tmp_path))
-    assert inspect_data(str(tmp_path), skip_corrupt=True) == (2, 8)
+    assert inspect_data(str(tmp_path), skip_corrupt=True).side == 8
     for path in (tmp_path / "train").rglob("*.png"):
         damaged(path, "text")
     with pytest.raises(DataError, match="holds no image that can be read"):
@@ -212,9 +229,11 @@ def test_the_native_side_is_that_of_the_first_image_that_is_not_corrupt_if_so_as
 
 
 def test_the_native_side_is_known_without_loading(tmp_path):
-    assert inspect_data("digits") == (10, 32)
-    assert inspect_data("cifar100") == (100, 32)
-    assert inspect_data(str(make_tree(tmp_path, ["train"]))) == (2, 8)
+    digits, cifar = inspect_data("digits"), inspect_data("cifar100")
+    assert (len(digits.classes), digits.channels, digits.side) == (10, 1, 32)
+    assert (len(cifar.classes), cifar.channels, cifar.side) == (100, 3, 32)
+    tree = inspect_data(str(make_tree(tmp_path, ["train"], count=3)))
+    assert tree == DataInfo(("cat", "dog"), 3, 8, {"train": 6})
 
 
 @pytest.mark.parametrize("spec", ["cifra10", "no/such/folder"])
@@ -380,3 +399,36 @@ def test_damaged_shared_data_are_refused_in_one_line(tmp_path):
     (tmp_path / "data").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match="cannot read"):
         shared_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize("share", [datasets.MEMORY_SHARE, 0])
+def test_deep_images_are_scaled_by_one_rule_that_is_told_in_memory_and_in_files(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(datasets, "MEMORY_SHARE", share)
+    for name, level in (("dark", 600), ("light", 3400)):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            Image.fromarray(np.full((8, 8), level + index, np.uint16)).save(tmp_path / name / f"{index}.png")
+    data = load_data(str(tmp_path), 8)
+    images = data.splits["train"].take(torch.arange(len(data.splits["train"].labels)))
+    for label, level in ((0, 600), (1, 3400)):
+        of_class = images[data.splits["train"].labels == label].float()
+        assert abs(float(of_class.mean()) - level / 4095 * 255) < 1
+    assert data.notes == (
+        "note: the images have more than 8 bits; values are 600..3405, taken for 12 bits: 0..4095 become 0..255 in the "
+        "whole data set",
+    )
+
+
+def test_images_of_one_channel_stay_so_if_asked_and_need_not_be_square(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("L", (40, 20), 100 + index).save(tmp_path / name / f"{index}.png")
+    assert inspect_data(str(tmp_path)).channels == 1
+    split = load_data(str(tmp_path), (1, 10, 16)).splits["train"]
+    assert split.size == (1, 10, 16)
+    assert split.images.shape[1:] == (10, 16, 1)
+    digits = load_data("digits", (1, 32, 32)).splits["train"].images
+    assert torch.equal(digits.expand(-1, -1, -1, 3), load_data("digits", 32).splits["train"].images)
+    with pytest.raises(DataError, match="1 channel or 3, not 2"):
+        load_data("digits", (2, 8, 8))

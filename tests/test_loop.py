@@ -135,7 +135,7 @@ def test_from_files_too_a_branch_goes_on_where_it_was_stopped(digits, tmp_path):
     read = []
 
     class Counting:
-        labels, side = digits.splits["train"].labels, 32
+        labels, size = digits.splits["train"].labels, (3, 32, 32)
 
         def on(self, _):
             return self

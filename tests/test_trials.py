@@ -6,11 +6,12 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from placesearch.config import SAMPLERS
 from placesearch.errors import InputError
 from placesearch.models.sites import Site
 from placesearch.placement import Placement
 from placesearch.records import Milestone, TrialRecord
-from placesearch.search.samplers import LAG, OF_OPTUNA, SAMPLERS, derived_seed
+from placesearch.search.samplers import LAG, OF_OPTUNA, derived_seed
 from placesearch.search.space import make_space, reference_placements, with_budget
 from placesearch.search.stopping import FEWEST
 from placesearch.search.trials import Trials
@@ -462,3 +463,7 @@ def test_the_model_goes_by_the_forecast_of_what_was_stopped(tmp_path):
             trials.complete(record)
         counts.append(sum(s.block == "cbam" for record in trials.records()[20:] for s in record.placement.values()))
     assert counts[0] < counts[1] - 5
+
+
+def test_every_sampler_that_a_config_may_name_can_be_made():
+    assert ("additive", *OF_OPTUNA) == SAMPLERS

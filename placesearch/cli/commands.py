@@ -1,31 +1,38 @@
 """What `placesearch` does on the command line. Only in this room are click and rich used.
 
-Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 130 interrupted, by Ctrl-C
-or SIGTERM, and the same command goes on.
+Exit codes: 0 done; 1 finished but not one trial succeeded; 2 bad input, one line on stderr; 70 an error of our own, one
+line on stderr and where its traceback was written; 130 interrupted, by Ctrl-C or SIGTERM, and the same command goes on.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from placesearch.cli.exporting import export_command
+from placesearch.cli.options import InputSizeOption
 from placesearch.cli.result import show_result
 from placesearch.cli.sharing import not_public, storage_given, worker_command
 from placesearch.cli.training_commands import train_command, transfer_command
 from placesearch.cli.view import make_view, show_comparison, show_sites, show_studies
-from placesearch.config import StudyConfig, read_definition
+from placesearch.config import StudyConfig, full_input_size, read_definition
 from placesearch.confirming import SEEDS, confirm
 from placesearch.costs import CostTable, profile
 from placesearch.costs.latency import measure
 from placesearch.dashboard import dashboard, is_loopback, newest_study
-from placesearch.errors import InputError, PlacesearchError
+from placesearch.errors import InputError, PlacesearchError, printable, reason_of
 from placesearch.models.architecture import Architecture
+from placesearch.models.backbones import input_channels, load_backbone
 from placesearch.models.blocks import BLOCKS, block_named
 from placesearch.models.code import names_code
 from placesearch.models.sites import find_sites
@@ -46,7 +53,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "epochs": ("N", "Passes over the training split for each candidate."),
     "long_epochs": ("N", "The same for some of them, which estimates then speak of; 0 for none."),
     "batch_size": ("N", "Images a training step."),
-    "input_size": ("N", "Height and width of the input in pixels."),
+    "input_size": ("N|HxW|CxHxW", "Height and width of the input in pixels, such as 64 or 256x512; channels if not 3."),
     "stem": ("original|small", "small: first strided convolution to stride 1, first max pooling gone."),
     "weights": ("DEFAULT|FILE", "Start from torchvision's pretrained weights or a checkpoint, blocks as the identity."),
     "start": (
@@ -153,19 +160,26 @@ def run_command(study: Path | None, allow: tuple[str, ...], quiet: bool, **optio
 
 @cli.command("sites")
 @click.option("--backbone", required=True, metavar="NAME", help=_OPTIONS["backbone"][1])
-@click.option("--input-size", default=224, show_default=True, metavar="N", help=_OPTIONS["input_size"][1])
+@click.option(
+    "--input-size",
+    default=224,
+    show_default=True,
+    type=InputSizeOption(),
+    metavar=_OPTIONS["input_size"][0],
+    help=_OPTIONS["input_size"][1],
+)
 @click.option(
     "--stem", default="original", show_default=True, type=click.Choice(["original", "small"]), help="The stem."
 )
 @click.option("--blocks", metavar="LIST", help="Blocks to count.  [default: se,cbam; all of them in csv]")
 @click.option("--format", "form", default="table", type=click.Choice(["table", "csv"]), help="How to print the sites.")
-def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None, form: str) -> None:
+def sites_command(backbone: str, input_size: int | tuple[int, ...], stem: str, blocks: str | None, form: str) -> None:
     """Draw a backbone as a tree with its sites, what a block costs there, and what attention it has already.
 
     Blocks are counted with r=16 (a site with fewer channels has that many as r) and k=7. Any r from 1 to a site's
     channels and any odd k is legal there.
     """
-    size = (3, input_size, input_size)
+    size = full_input_size(input_size, _channels_of(backbone))
     names = blocks.split(",") if blocks else [*BLOCKS] if form == "csv" else ["se", "cbam"]
     sites, table = find_sites(backbone, size, stem), CostTable(backbone, size, stem)
     costs = {name: [table.added(site.name, _usual_setting(name, site.channels)) for site in sites] for name in names}
@@ -173,7 +187,12 @@ def sites_command(backbone: str, input_size: int, stem: str, blocks: str | None,
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     else:
-        show_sites(frame, f"{len(sites)} sites of {backbone} at {input_size}x{input_size}")
+        show_sites(frame, f"{len(sites)} sites of {backbone} at {'x'.join(map(str, size[1:]))}")
+
+
+def _channels_of(backbone: str) -> int:
+    """Return how many channels a backbone takes; torchvision's and timm's take 3."""
+    return input_channels(load_backbone(backbone, num_classes=10)) if names_code(backbone) else 3
 
 
 def _usual_setting(name: str, channels: int) -> BlockSetting:
@@ -306,8 +325,44 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _end_interrupted("")
     except BrokenPipeError:
-        sys.exit(0)
+        _end_unheard()
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            _end_unexpected(error)
+        _fail(f"{printable(error.filename or 'the system')}: {error.strerror}")
+    except Exception as error:  # noqa: BLE001 - nobody is to see a traceback
+        _end_unexpected(error)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_unheard()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Errors that say by themselves what is wrong here: a full disk, a folder that may not be written."""
+
+
+def _end_unheard() -> NoReturn:
+    """End quietly: who read our output has gone, `| head` say."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+    sys.exit(0)
+
+
+def _end_unexpected(error: Exception) -> NoReturn:
+    """Say in one line what went wrong inside, and where its traceback was written."""
+    lines = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
+    text = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {printable(' '.join(sys.argv))}\n{lines}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix="placesearch-", suffix=".log", delete=False
+        ) as file:
+            file.write(text)
+        where = f"its traceback is in {file.name}"
+    except OSError as unwritten:
+        where = f"its traceback could not be written: {unwritten.strerror}"
+    print(f"placesearch: {type(error).__name__}: {printable(reason_of(error))}; {where}", file=sys.stderr)
+    sys.exit(70)
 
 
 def _end_interrupted(where: str) -> NoReturn:
@@ -317,5 +372,5 @@ def _end_interrupted(where: str) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"placesearch: {' '.join(message.split())}", file=sys.stderr)
+    print(f"placesearch: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from placesearch.cli.options import InputSizeOption
 from placesearch.cli.training_view import make_view, show_trained, show_transfer
+from placesearch.config import full_input_size
 from placesearch.earnest import EPOCHS, train
 from placesearch.errors import InputError, TrainingError
 from placesearch.models.architecture import Architecture
@@ -62,9 +64,9 @@ def train_command(architecture: Path, data: str, quiet: bool, **options: Any) ->
 @click.option("--backbone", required=True, metavar="NAME", help="The other backbone, as for run.")
 @click.option(
     "--input-size",
-    type=click.IntRange(8, 8192),
-    metavar="N",
-    help="Height and width of its input.  [default: the same]",
+    type=InputSizeOption(),
+    metavar="N|HxW|CxHxW",
+    help="Its input.  [default: the same]",
 )
 @click.option("--allow", **_ALLOW)  # type: ignore[arg-type]
 @click.option(
@@ -74,14 +76,20 @@ def train_command(architecture: Path, data: str, quiet: bool, **options: Any) ->
     help="The new architecture file.  [default: ARCH-NAME.yaml here]",
 )
 def transfer_command(
-    architecture: Path, backbone: str, input_size: int | None, allow: tuple[str, ...], output: Path | None
+    architecture: Path,
+    backbone: str,
+    input_size: int | tuple[int, ...] | None,
+    allow: tuple[str, ...],
+    output: Path | None,
 ) -> None:
     """Carry a placement to another backbone: same kind of site, nearest relative depth.
 
     Says where each block went and what had to change, and writes the new architecture file. It was not trained: what
     helped in one backbone need not help in another.
     """
-    moved = transfer(Architecture.load(architecture, allow), backbone, input_size)
+    found = Architecture.load(architecture, allow)
+    size = None if input_size is None else full_input_size(input_size, found.input_size[0])
+    moved = transfer(found, backbone, size)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{architecture.stem}-{backbone.removeprefix('timm:')}")
     path, text = output or Path(f"{name}.yaml"), moved.architecture.to_yaml()
     try:

@@ -77,8 +77,8 @@ class Assignment:
         if evaluate is not None:
             return OwnEvaluator(self.plain, self.protocol, torch.device(self.device), evaluate, self._checkpoint())
         if data is None:
-            side = self.plain.input_size[1]
-            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, side, self.skipped)
+            size = self.plain.input_size
+            data = shared_data(Path(self.shared)) if self.shared else load_data(self.data, size, self.skipped)
         branches = Path(self.branches) if self.branches else None
         return Evaluator(self.plain, self.protocol, data, torch.device(self.device), self._checkpoint(), branches)
 

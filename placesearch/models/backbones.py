@@ -55,6 +55,20 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
     return model
 
 
+def input_channels(model: nn.Module) -> int:
+    """Return how many channels a network's first convolution takes; 3 if it has none.
+
+    Args:
+        model: A backbone.
+
+    Example:
+        >>> input_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)))
+        1
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None or isinstance(first, nn.LazyConv2d) else first.in_channels
+
+
 def stem_of(model: nn.Module) -> tuple[str | None, str | None]:
     """Return the names of what `stem: small` changes: the first strided convolution and the first max pooling.
 

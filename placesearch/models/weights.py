@@ -51,7 +51,7 @@ def read_weights(source: str | Path, backbone: str) -> Checkpoint:
     Raises:
         InputError: If the file cannot be read or holds more than tensors, or `DEFAULT` cannot be had.
     """
-    return _pretrained(backbone) if str(source) == DEFAULT else _from_file(Path(source))
+    return _pretrained(backbone) if str(source) == DEFAULT else _from_file(Path(source).expanduser())
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

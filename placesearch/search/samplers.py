@@ -11,7 +11,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from placesearch.errors import InputError, did_you_mean
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.effects import LINEAR_ALGEBRA
 from placesearch.search.evidence import Score
@@ -26,9 +25,6 @@ OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 """Optuna's samplers by their names on the command line, made from a seed."""
-
-SAMPLERS = ("additive", *OF_OPTUNA)
-"""Every sampler's name."""
 
 
 def _experimental(make: Callable[..., BaseSampler], seed: int) -> BaseSampler:
@@ -54,16 +50,6 @@ ATTEMPTS = 20
 """How often a sampler may suggest a placement that was tried before, until an untried one is drawn at random."""
 
 
-def check_sampler(name: str) -> None:
-    """Refuse a name that is no sampler's.
-
-    Raises:
-        InputError: If there is no such sampler.
-    """
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler '{name}'{did_you_mean(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}")
-
-
 def make_sampler(
     name: str,
     seed: int,
@@ -87,7 +73,6 @@ def make_sampler(
     Raises:
         InputError: If there is no such sampler.
     """
-    check_sampler(name)
     if name == "additive":
         return AdditiveSampler(seed, space, added, references, long_epochs, lag)
     return UntriedSampler(OF_OPTUNA[name], seed, space, lag)

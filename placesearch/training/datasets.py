@@ -1,16 +1,17 @@
 """Data sets: always three splits, brought to one input size; in memory as bytes, or read as needed if they do not fit.
 
 A split that the source lacks is cut from train: stratified, fixed once for all (it does not depend on the study's
-seed), a fifth of it and at most 5,000 images.
+seed), a fifth of it and at most 5,000 images. Only where the source has train and validation, test is half of that
+validation split, so that train stays what its makers meant it to be.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,22 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision.datasets as tv
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from placesearch.errors import DataError, did_you_mean, reason_of
+from placesearch.errors import DataError, did_you_mean, printable, reason_of
+from placesearch.training.folders import ImageTree, read_tree
+from placesearch.training.images import (
+    CorruptImageError,
+    DeepImageError,
+    ValueRange,
+    corrupt,
+    decoded,
+    is_grey,
+    notes_on,
+    opened,
+    values_of,
+)
 
 SPLITS = ("train", "validation", "test")
 MEMORY_SHARE = 0.2
@@ -37,7 +49,7 @@ class Split:
     """Images and their classes.
 
     Args:
-        images: uint8 tensor (n, height, width, 3).
+        images: uint8 tensor (n, height, width, channels).
         labels: int64 tensor (n,).
     """
 
@@ -45,12 +57,13 @@ class Split:
     labels: Tensor
 
     @property
-    def side(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.images.shape[1]
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        height, width, channels = self.images.shape[1:]
+        return channels, height, width
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 (n, height, width, 3), where the split is."""
+        """Return images, uint8 (n, height, width, channels), where the split is."""
         return self.images[indices.to(self.images.device)]
 
     def part(self, indices: Tensor) -> "Split":
@@ -69,28 +82,31 @@ class FileSplit:
     Args:
         files: One file an image.
         labels: int64 tensor (n,).
-        side: Height and width that the images are brought to, in pixels.
+        size: Channels, height and width that the images are brought to.
+        values: The range of values of images of more than 8 bits.
     """
 
     files: tuple[Path, ...]
     labels: Tensor
-    side: int
+    size: tuple[int, int, int]
+    values: ValueRange | None = None
 
     def take(self, indices: Tensor) -> Tensor:
-        """Read images, several at a time; return them as uint8 (n, height, width, 3) in memory.
+        """Read images, several at a time; return them as uint8 (n, height, width, channels) in memory.
 
         Raises:
             DataError: If a file cannot be read.
         """
-        return _decoded([self.files[index] for index in indices.tolist()], self.side)
+        return decoded([self.files[index] for index in indices.tolist()], self.size, self.values)
 
     def part(self, indices: Tensor) -> "FileSplit":
         """Return a split of some of the images."""
-        return FileSplit(tuple(self.files[index] for index in indices.tolist()), self.labels[indices], self.side)
+        files = tuple(self.files[index] for index in indices.tolist())
+        return replace(self, files=files, labels=self.labels[indices])
 
     def on(self, device: torch.device) -> "FileSplit":
         """Return the split with its labels on a device; the images stay in their files."""
-        return FileSplit(self.files, self.labels.to(device), self.side)
+        return replace(self, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +117,28 @@ class Data:
         splits: `train`, `validation` and `test`.
         classes: Names of the classes, in the order of the labels.
         flip: Whether a mirrored image shows the same class.
+        notes: What was changed or left out on the way, in sentences.
     """
 
     splits: Mapping[str, Split | FileSplit]
     classes: tuple[str, ...]
     flip: bool
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Return a hash of all images and their classes; of images in files, of names and sizes of the files."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for name in SPLITS:
             split = self.splits[name]
-            digest.update(f"\0{name} {split.side} ".encode() + split.labels.cpu().numpy().tobytes())
+            channels, height, width = split.size
+            size = str(height) if (channels, height) == (3, width) else f"{channels}x{height}x{width}"
+            digest.update(f"\0{name} {size} ".encode() + split.labels.cpu().numpy().tobytes())
             if isinstance(split, Split):
                 digest.update(split.images.cpu().contiguous().numpy().data)
             else:
                 for file in split.files:
-                    digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\0".encode())
+                    name_of = printable(f"{file.parent.name}/{file.name}")
+                    digest.update(f"{name_of} {file.stat().st_size}\0".encode())
         return digest.hexdigest()[:16]
 
 
@@ -130,12 +151,33 @@ class Source:
         classes: Number of classes.
         side: Native side of its images in pixels.
         flip: Whether a mirrored image shows the same class.
+        grey: Whether its images are grey, with three equal channels.
     """
 
     load: Callable[[], dict[str, Split]]
     classes: int
     side: int
     flip: bool
+    grey: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """What is known of a data set before it is loaded.
+
+    Args:
+        classes: Names of the classes.
+        channels: 1 if its images are grey, as far as the first one tells, else 3.
+        side: Native side of its images in pixels.
+        counts: Number of images of each split that the source has; empty where only loading tells.
+        notes: What was left out or read in another way than it stands there, in sentences.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    side: int
+    counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def _digits() -> dict[str, Split]:
@@ -144,7 +186,7 @@ def _digits() -> dict[str, Split]:
 
     digits = load_digits()
     small = torch.from_numpy(digits.images.astype(np.float32) * (255.0 / 16.0))[:, None]
-    images = _resized(small.expand(-1, 3, -1, -1), 32).permute(0, 2, 3, 1).contiguous()
+    images = _resized(small.expand(-1, 3, -1, -1), 32, 32).permute(0, 2, 3, 1).contiguous()
     return {"train": Split(images, torch.from_numpy(digits.target.astype(np.int64)))}
 
 
@@ -171,17 +213,17 @@ def _torchvision(name: str, dataset: Callable[..., Any]) -> Callable[[], dict[st
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(_digits, classes=10, side=32, flip=False),
-    "cifar10": Source(_torchvision("cifar10", tv.CIFAR10), classes=10, side=32, flip=True),
-    "cifar100": Source(_torchvision("cifar100", tv.CIFAR100), classes=100, side=32, flip=True),
-    "fashion_mnist": Source(_torchvision("fashion_mnist", tv.FashionMNIST), classes=10, side=28, flip=True),
-    "mnist": Source(_torchvision("mnist", tv.MNIST), classes=10, side=28, flip=False),
+    "digits": Source(_digits, classes=10, side=32, flip=False, grey=True),
+    "cifar10": Source(_torchvision("cifar10", tv.CIFAR10), classes=10, side=32, flip=True, grey=False),
+    "cifar100": Source(_torchvision("cifar100", tv.CIFAR100), classes=100, side=32, flip=True, grey=False),
+    "fashion_mnist": Source(_torchvision("fashion_mnist", tv.FashionMNIST), classes=10, side=28, flip=True, grey=True),
+    "mnist": Source(_torchvision("mnist", tv.MNIST), classes=10, side=28, flip=False, grey=True),
 }
 """Every data set by name; everything else is the path of a tree of image folders."""
 
 
-def inspect_data(spec: str, *, skip_corrupt: bool = False) -> tuple[int, int]:
-    """Return the number of classes and the native side of the images, without loading them.
+def inspect_data(spec: str, *, skip_corrupt: bool = False) -> DataInfo:
+    """Look at a data set without loading it.
 
     Args:
         spec: A name in `SOURCES`, or the path of a tree of image folders, for which the side is the shorter one of
@@ -192,16 +234,20 @@ def inspect_data(spec: str, *, skip_corrupt: bool = False) -> tuple[int, int]:
         DataError: If there is no such data set or the folder is unusable.
     """
     if spec in SOURCES:
-        return SOURCES[spec].classes, SOURCES[spec].side
-    tree = _read_tree(Path(spec))
-    for path, _ in tree["train"]:
+        source = SOURCES[spec]
+        return DataInfo(_numbered(source.classes), 1 if source.grey else 3, source.side, {})
+    tree = _tree(spec)
+    for path, _ in tree.files["train"]:
         try:
-            with _opened(path) as image:
-                return len(_class_names(Path(spec))), min(*image.size, 224)
-        except _CorruptImageError:
+            with opened(path) as image:
+                channels, side = 1 if is_grey(image) else 3, min(*image.size, 224)
+        except CorruptImageError:
             if not skip_corrupt:
                 raise
-    raise DataError(f"{spec} holds no image that can be read")
+            continue
+        counts = {name: len(files) for name, files in tree.files.items()}
+        return DataInfo(tree.classes, channels, side, counts, tree.notes)
+    raise DataError(f"{printable(spec)} holds no image that can be read")
 
 
 def corrupt_images(spec: str) -> tuple[str, ...]:
@@ -215,54 +261,100 @@ def corrupt_images(spec: str) -> tuple[str, ...]:
     """
     if spec in SOURCES:
         return ()
-    files = [path for split in _read_tree(Path(spec)).values() for path, _ in split]
-
-    def is_corrupt(path: Path) -> bool:
-        try:
-            with _opened(path) as image:
-                image.convert("RGB")
-        except _CorruptImageError:
-            return True
-        return False
-
-    with ThreadPoolExecutor() as pool:
-        corrupt = [path for path, bad in zip(files, pool.map(is_corrupt, files), strict=True) if bad]
-    return tuple(path.relative_to(spec).as_posix() for path in corrupt)
+    tree = _tree(spec)
+    return tuple(tree.name_of(path) for path in corrupt([path for files in tree.files.values() for path, _ in files]))
 
 
-def load_data(spec: str, side: int, skipped: Collection[str] = ()) -> Data:
-    """Load a data set with its three splits, at side x side pixels.
+def load_data(spec: str, size: int | tuple[int, int, int], skipped: Collection[str] = ()) -> Data:
+    """Load a data set with its three splits, at one size.
 
     It is held in memory unless it is a tree of image folders that would take more than `MEMORY_SHARE` of it; then each
     batch is read from its files.
 
     Args:
         spec: A name in `SOURCES`, or the path of a tree of image folders.
-        side: Height and width of the input; images of another size are resized (those of folders so that their
-            shorter side fits, and cropped in the middle).
+        size: Channels (1 or 3), height and width of the input; a single number stands for a square of three channels.
+            Images of another size are resized, those of folders so that they cover it, and cropped in the middle. Grey
+            images get three equal channels, colours become their luminance where there is one channel.
         skipped: Files of the tree that are left out, by their paths in it, as `corrupt_images` returns them.
 
     Raises:
         DataError: If there is no such data set, a file cannot be read, or a class has too few images for three splits.
     """
+    size = (3, size, size) if isinstance(size, int) else size
+    if size[0] not in (1, 3):
+        raise DataError(f"images have 1 channel or 3, not {size[0]}; a network with others needs data of your own")
+    notes: list[str] = []
     if spec in SOURCES:
         source = SOURCES[spec]
-        loaded, flip = source.load(), source.flip
+        loaded, flip, classes = source.load(), source.flip, _numbered(source.classes)
         splits: dict[str, Split | FileSplit] = {
-            name: Split(_at_side(split.images, side), split.labels) for name, split in loaded.items()
+            name: Split(_at_size(split.images, size), split.labels) for name, split in loaded.items()
         }
-        classes = tuple(str(label) for label in range(source.classes))
+        if size[0] == 1 and not source.grey:
+            notes.append(f"note: the images of {spec} are in colour, turned to grey because the input has one channel")
     else:
-        tree = _read_tree(Path(spec), skipped)
-        classes, flip = _class_names(Path(spec)), True
-        held = sum(len(files) for files in tree.values()) * side * side * 3 <= MEMORY_SHARE * _memory()
-        splits = {}
-        for name, files in tree.items():
-            paths, labels = tuple(path for path, _ in files), torch.tensor([label for _, label in files])
-            splits[name] = Split(_decoded(paths, side), labels) if held else FileSplit(paths, labels, side)
+        tree = _tree(spec, skipped)
+        classes, flip = tree.classes, True
+        number = sum(map(len, tree.files.values()))
+        if number * math.prod(size) <= MEMORY_SHARE * _memory():
+            splits, notes = _held(tree, size)
+        else:
+            splits, notes = _in_files(tree, size)
     if len(splits) < len(SPLITS):
+        if "validation" in splits:
+            notes.append("note: there is no test split; half of the validation split is it")
         splits = _with_missing_cut(splits, classes)
-    return Data({name: splits[name] for name in SPLITS}, classes, flip)
+    return Data({name: splits[name] for name in SPLITS}, classes, flip, tuple(notes))
+
+
+def _numbered(classes: int) -> tuple[str, ...]:
+    return tuple(str(label) for label in range(classes))
+
+
+def _tree(spec: str, skipped: Collection[str] = ()) -> ImageTree:
+    root = Path(spec).expanduser()
+    if not root.exists():
+        known = ", ".join(SOURCES)
+        raise DataError(
+            f"no data set '{printable(spec)}'{did_you_mean(spec, SOURCES)}; known: {known}, or the path of a folder"
+        )
+    return read_tree(root, skipped)
+
+
+def _files(tree: ImageTree) -> dict[str, tuple[tuple[Path, ...], Tensor]]:
+    """Return for each split its files and their labels."""
+    return {
+        name: (tuple(path for path, _ in files), torch.tensor([label for _, label in files]))
+        for name, files in tree.files.items()
+    }
+
+
+def _held(tree: ImageTree, size: tuple[int, int, int]) -> tuple[dict[str, Split | FileSplit], list[str]]:
+    """Decode all images; go through them again by one range of values where they have more than 8 bits."""
+    parts, values = _files(tree), None
+    while True:
+        seen: Counter[str] = Counter()
+        try:
+            splits = {
+                name: Split(decoded(files, size, values, seen), labels) for name, (files, labels) in parts.items()
+            }
+            break
+        except DeepImageError:
+            values = values_of([path for files, _ in parts.values() for path in files])
+    notes = notes_on(seen, sum(len(files) for files, _ in parts.values()))
+    return {**splits}, ([_depth_note(values)] if values else []) + notes
+
+
+def _in_files(tree: ImageTree, size: tuple[int, int, int]) -> tuple[dict[str, Split | FileSplit], list[str]]:
+    parts = _files(tree)
+    values = values_of([path for files, _ in parts.values() for path in files])
+    splits = {name: FileSplit(files, labels, size, values) for name, (files, labels) in parts.items()}
+    return {**splits}, [_depth_note(values)] if values else []
+
+
+def _depth_note(values: ValueRange) -> str:
+    return f"note: the images have more than 8 bits; {values.note} in the whole data set"
 
 
 def share_data(data: Data, path: Path) -> bool:
@@ -301,12 +393,13 @@ def shared_data(path: Path) -> Data:
 
 
 def _with_missing_cut(splits: dict[str, Split | FileSplit], classes: tuple[str, ...]) -> dict[str, Split | FileSplit]:
-    """Cut the splits that are missing from train, from every class the same share of what train had."""
+    """Cut the splits that are missing from another, from every class the same share of what that had."""
     missing = [name for name in SPLITS if name not in splits]
-    labels = splits["train"].labels.numpy()
-    share = min(CUT_SHARE, CUT_LIMIT / len(labels))
+    source, most = ("validation", 0.5) if "validation" in splits else ("train", CUT_SHARE)
+    labels = splits[source].labels.numpy()
+    share = min(most, CUT_LIMIT / len(labels))
     random = np.random.default_rng(CUT_SEED)
-    part = np.full(len(labels), "train", dtype=object)
+    part = np.full(len(labels), source, dtype=object)
     for label, name in enumerate(classes):
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) <= len(missing):
@@ -316,114 +409,32 @@ def _with_missing_cut(splits: dict[str, Split | FileSplit], classes: tuple[str, 
         count = max(1, round(share * len(members)))
         for index, split in enumerate(missing):
             part[members[index * count : (index + 1) * count]] = split
-    whole = splits["train"]
-    cut = {name: whole.part(torch.from_numpy(np.flatnonzero(part == name))) for name in ("train", *missing)}
+    whole = splits[source]
+    cut = {name: whole.part(torch.from_numpy(np.flatnonzero(part == name))) for name in (source, *missing)}
     return {**splits, **cut}
 
 
-def _resized(images: Tensor, side: int) -> Tensor:
-    """Bring float images (n, 3, height, width) in 0..255 to side x side, rounded to bytes."""
-    resized = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Bring float images (n, channels, height, width) in 0..255 to another size, rounded to bytes."""
+    resized = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def _at_side(images: Tensor, side: int) -> Tensor:
-    if images.shape[1:3] == (side, side):
+def _at_size(images: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Bring images (n, height, width, 3) to other channels, height and width."""
+    channels, height, width = size
+    if channels == 1:  # luminance by ITU-R 601, as Pillow has it; of three equal channels any of them
+        weights = torch.tensor([0.299, 0.587, 0.114])
+        parts = [(part.float() @ weights).round().to(torch.uint8)[..., None] for part in images.split(1024)]
+        images = torch.cat(parts)
+    if images.shape[1:3] == (height, width):
         return images
-    parts = [_resized(part.permute(0, 3, 1, 2).float(), side).permute(0, 2, 3, 1) for part in images.split(1024)]
+    parts = [
+        _resized(part.permute(0, 3, 1, 2).float(), height, width).permute(0, 2, 3, 1) for part in images.split(1024)
+    ]
     return torch.cat(parts).contiguous()
-
-
-def _read_tree(root: Path, skipped: Collection[str] = ()) -> dict[str, list[tuple[Path, int]]]:
-    """List files and labels of a tree: train/ and any of val/, test/ with class folders, or class folders alone."""
-    if not root.exists():
-        known = ", ".join(SOURCES)
-        raise DataError(
-            f"no data set '{root}'{did_you_mean(str(root), SOURCES)}; known: {known}, or the path of a folder"
-        )
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder; expected class folders, or train/ with class folders")
-    names = _class_names(root)
-    parts = {"train": root / "train", "validation": root / "val", "test": root / "test"}
-    folders = (
-        {name: path for name, path in parts.items() if path.is_dir()} if parts["train"].is_dir() else {"train": root}
-    )
-    tree, left_out = {}, {root / path for path in skipped}
-    for split, folder in folders.items():
-        strangers = sorted({path.name for path in _folders(folder)} - set(names))
-        if strangers:
-            raise DataError(f"{folder} has class '{strangers[0]}', which {folders['train']} lacks")
-        files = []
-        for label, name in enumerate(names):
-            images = sorted(
-                path for path in (folder / name).rglob("*") if path.suffix.lower() in tv.folder.IMG_EXTENSIONS
-            )
-            files_of_class = [(path, label) for path in images if path not in left_out]
-            if not files_of_class:
-                raise DataError(
-                    f"class folder {folder / name} holds no images{' that can be decoded' if images else ''}"
-                )
-            files += files_of_class
-        tree[split] = files
-    return tree
-
-
-def _class_names(root: Path) -> tuple[str, ...]:
-    folder = root / "train" if (root / "train").is_dir() else root
-    names = tuple(sorted(path.name for path in _folders(folder)))
-    if len(names) < 2:
-        found = f"only '{names[0]}'" if names else "none"
-        raise DataError(f"{folder} needs one folder of images for each of two or more classes; found {found}")
-    return names
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _memory() -> int:
     """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-class _CorruptImageError(DataError):
-    """A file is no image that can be decoded."""
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, to be decoded in the block.
-
-    Raises:
-        _CorruptImageError: If it cannot be decoded.
-        DataError: If the system cannot read the file.
-    """
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"cannot read image {path}: {error.strerror}") from None
-        raise _CorruptImageError(
-            f"cannot read image {path}: {reason_of(error)}; restore or remove the file, or leave all such files out of "
-            "a new study: --skip-corrupt"
-        ) from None
-
-
-def _decoded(files: Sequence[Path], side: int) -> Tensor:
-    """Read images, several at a time, and bring them to side x side pixels."""
-    images = torch.empty(len(files), side, side, 3, dtype=torch.uint8)
-
-    def decode(index: int) -> None:
-        with _opened(files[index]) as opened:
-            image = opened.convert("RGB")
-        scale = side / min(image.size)
-        if scale != 1:
-            image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        images[index] = torch.from_numpy(np.array(image.crop((left, top, left + side, top + side))))
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(decode, range(len(files))):
-            pass
-    return images

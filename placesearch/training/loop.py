@@ -116,7 +116,7 @@ class Trainer:
         self._splits = data.splits
         count = len(self.train_split.labels)
         sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
-        pixels = sample.to(device).reshape(-1, 3).float() / 255
+        pixels = sample.to(device).reshape(-1, sample.shape[-1]).float() / 255
         self.mean, self.scale = pixels.mean(0), 1 / pixels.std(0).clamp_min(1e-3)
         self._follow(protocol)
 
@@ -292,7 +292,8 @@ class Trainer:
         model.eval()
         split, right = self._splits[name].on(self.device), []
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        batches = torch.arange(len(split.labels)).split(max(self.batch_size, VALIDATION_PIXELS // split.side**2, 128))
+        pixels = split.size[1] * split.size[2]
+        batches = torch.arange(len(split.labels)).split(max(self.batch_size, VALIDATION_PIXELS // pixels, 128))
         for batch, images in zip(batches, self._read(split, batches), strict=True):
             labels = split.labels[batch.to(self.device)]
             with self._autocast():
@@ -321,22 +322,26 @@ class Trainer:
 
     def _draws(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the order of the images in an epoch, and for each place in it the shift and whether to mirror."""
-        count, reach = len(self.train_split.labels), max(1, round(self.train_split.side * SHIFT))
+        count, (_, height, width) = len(self.train_split.labels), self.train_split.size
         order = torch.randperm(count, generator=random)
-        shifts = torch.randint(-reach, reach + 1, (count, 2), generator=random)
+        reach, across = (max(1, round(side * SHIFT)) for side in (height, width))
+        if reach == across:
+            shifts = torch.randint(-reach, reach + 1, (count, 2), generator=random)
+        else:
+            each = [torch.randint(-most, most + 1, (count, 1), generator=random) for most in (reach, across)]
+            shifts = torch.cat(each, dim=1)
         return order, shifts, torch.rand(count, generator=random) < 0.5
 
     def _augmented(self, images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
         """Shift each image of a batch (its border repeated) and mirror it where classes allow, as drawn."""
-        side = images.shape[1]
-        pixels, each = torch.arange(side, device=self.device), torch.arange(len(images), device=self.device)
-        rows = (pixels + shifts[:, :1]).clamp(0, side - 1)
-        columns = torch.where(mirrored[:, None] & self.flip, side - 1 - pixels, pixels) + shifts[:, 1:]
-        columns = columns.clamp(0, side - 1)
+        each, down, across = (torch.arange(number, device=self.device) for number in images.shape[:3])
+        rows = (down + shifts[:, :1]).clamp(0, len(down) - 1)
+        columns = torch.where(mirrored[:, None] & self.flip, len(across) - 1 - across, across) + shifts[:, 1:]
+        columns = columns.clamp(0, len(across) - 1)
         return self._normalised(images[each[:, None, None], rows[:, :, None], columns[:, None, :]])
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Turn bytes (n, height, width, 3) into floats (n, 3, height, width), channels last in memory."""
+        """Turn bytes (n, height, width, channels) into floats (n, channels, height, width), channels last in memory."""
         return ((images.float() / 255 - self.mean) * self.scale).permute(0, 3, 1, 2)
 
     def _autocast(self) -> torch.autocast:
