@@ -126,7 +126,7 @@ def train(
         TrainingError: If a loss is no longer finite.
 
     Example:
-        >>> train("reports/resnet18-digits/architectures/best.yaml", "digits", epochs=0)
+        >>> train("reports/examples/resnet18-digits/architectures/best.yaml", "digits", epochs=0)
         Traceback (most recent call last):
         placesearch.errors.InputError: epochs 0 is not allowed; allowed are 1 to 100,000
     """

@@ -1,7 +1,7 @@
 """Running a study: puts the rooms together, in the order in which data flow."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from placesearch.config import StudyConfig
 from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
-from placesearch.evaluation.own import Evaluate, evaluation_named, name_of
+from placesearch.evaluation.own import Evaluate, check_importable, evaluation_named, name_of
 from placesearch.evaluation.workers import Workers
 from placesearch.front import front
 from placesearch.interrupts import interrupts_held
@@ -24,7 +24,7 @@ from placesearch.records import Event, Told, TrialRecord
 from placesearch.reporting.page import write_page
 from placesearch.reporting.parquet import write_parquet
 from placesearch.reporting.tables import accuracies, effects_frame, front_frame, trials_frame, verdict_frame
-from placesearch.reporting.writing import Subject, caution, found_architecture, pick, write_report
+from placesearch.reporting.writing import Subject, caution, found_architecture, pick, set_aside, write_report
 from placesearch.search.findings import Findings
 from placesearch.search.trials import Trials
 from placesearch.searching import begin, open_trials, search, share, stored_definition, study_began, working_on
@@ -103,6 +103,14 @@ class Study:
         members = {record.placement for record in self.front}
         return verdict_frame(self.confirmed, self.records, self.findings, members)
 
+    def set_aside(self) -> str:
+        """Move the report folder away if it holds another study's report; say where to, or nothing.
+
+        Raises:
+            OSError: If it cannot be moved.
+        """
+        return _set_aside(self.name, self.records, self.confirmed)
+
     def write_report(self, *, parquet: bool = False) -> None:
         """Write the report folder.
 
@@ -113,6 +121,7 @@ class Study:
             InputError: If it cannot be written; the trials are safe. Or if Parquet is asked for and pyarrow missing.
         """
         try:
+            self.set_aside()
             write_report(self.folder, self.subject, self.records, self.findings, self.confirmed)
             write_page(self.folder, self.subject, self.records, self.findings, self.best)
             if parquet:
@@ -181,6 +190,8 @@ def run(config: StudyConfig, *, evaluate: Evaluate | str | None = None, watch: W
     if callable(evaluate):
         here: Evaluate | None = evaluate
         jobs = 1 if config.jobs == "auto" else jobs_for(config, device)
+        if jobs > 1 or config.trial_timeout is not None:
+            check_importable(evaluate)
     else:
         here = evaluation_named(config.evaluate) if config.evaluate else None
         jobs = jobs_for(config, device)
@@ -223,6 +234,8 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         begin(trials, plan)
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
+        aside = _set_aside(definition.name, before, _confirmed(definition.name))
+        notes += [aside] if aside else []
         watch(study_began(plan, before, jobs, (*plan.lines(device, jobs), *notes)))
         with nothing_lost(definition.name, "trial", lambda: _study(definition, trials)):
             folder = study_folder(definition.name)
@@ -263,8 +276,16 @@ def _study(definition: Definition, trials: Trials) -> Study:
     subject = definition.subject()
     if how:
         subject = replace(subject, facts=(*subject.facts, ("latency", how)))
-    confirmed = judge(TrainingFile(study_folder(definition.name) / "confirm.jsonl").read())
-    return Study(subject, tuple(records), subject.find(records), confirmed)
+    return Study(subject, tuple(records), subject.find(records), _confirmed(definition.name))
+
+
+def _confirmed(name: str) -> Confirmed | None:
+    return judge(TrainingFile(study_folder(name) / "confirm.jsonl").read())
+
+
+def _set_aside(name: str, records: Sequence[TrialRecord], confirmed: Confirmed | None) -> str:
+    moved = set_aside(REPORTS / name, records, confirmed)
+    return f"note: {REPORTS / name} held the report of other trials; it is kept as {moved}" if moved else ""
 
 
 def nobody(_: Event) -> None:

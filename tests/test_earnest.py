@@ -261,10 +261,16 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(workplace, ch
     assert not Path("out").exists()
 
 
-def test_input_that_no_data_set_has_is_refused(workplace):
+def test_input_need_not_be_square(workplace):
     wide = architecture().model_copy(update={"input_size": (3, 32, 64)})
-    with pytest.raises(InputError, match="3x32x64; images here are square"):
-        ps.train(wide, "digits")
+    ps.train(wide, "digits", epochs=1, batch_size=256, output="out")
+    assert ps.Architecture.load("out/architecture.yaml").input_size == (3, 32, 64)
+
+
+def test_input_that_no_data_set_has_is_refused(workplace):
+    two = architecture().model_copy(update={"input_size": (2, 32, 32)})
+    with pytest.raises(InputError, match="images have 1 channel or 3, not 2"):
+        ps.train(two, "digits", output="out")
 
 
 def test_the_classifier_follows_the_data(workplace):

@@ -12,7 +12,7 @@ import torch
 import placesearch as ps
 
 ROOT = Path(__file__).parent.parent
-BEST = "reports/resnet18-cifar10/architectures/best.yaml"
+BEST = "reports/examples/resnet18-cifar10/architectures/best.yaml"
 
 
 def recipe(heading):

@@ -7,7 +7,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from placesearch.config import SAMPLERS
-from placesearch.errors import InputError
 from placesearch.models.sites import Site
 from placesearch.placement import Placement
 from placesearch.records import Milestone, TrialRecord
@@ -301,11 +300,6 @@ def test_objectives_have_their_directions(tmp_path):
     record = trials.records()[0]
     assert study.trials[0].values == [record.val_accuracy, record.macs, record.params]
     assert study.trials[0].params == SPACE.chosen(Placement())
-
-
-def test_an_unknown_sampler_is_refused(tmp_path):
-    with pytest.raises(InputError, match="did you mean 'random'"):
-        opened(tmp_path, "randm")
 
 
 def test_some_trials_are_long_and_the_first_long_ones_are_the_references(tmp_path):

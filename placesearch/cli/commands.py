@@ -272,6 +272,8 @@ def report_command(study: str, parquet: bool, storage: str | None) -> None:
     if storage is not None:
         adopt(study, not_public(storage))
     found = load_study(study)
+    if note := found.set_aside():
+        click.echo(note)
     found.write_report(parquet=parquet)
     show_result(found)
 

@@ -9,7 +9,6 @@ import click
 
 from placesearch.cli.options import InputSizeOption
 from placesearch.cli.training_view import make_view, show_trained, show_transfer
-from placesearch.config import full_input_size
 from placesearch.earnest import EPOCHS, train
 from placesearch.errors import InputError, TrainingError
 from placesearch.models.architecture import Architecture
@@ -87,9 +86,7 @@ def transfer_command(
     Says where each block went and what had to change, and writes the new architecture file. It was not trained: what
     helped in one backbone need not help in another.
     """
-    found = Architecture.load(architecture, allow)
-    size = None if input_size is None else full_input_size(input_size, found.input_size[0])
-    moved = transfer(found, backbone, size)
+    moved = transfer(Architecture.load(architecture, allow), backbone, input_size)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{architecture.stem}-{backbone.removeprefix('timm:')}")
     path, text = output or Path(f"{name}.yaml"), moved.architecture.to_yaml()
     try:

@@ -153,10 +153,31 @@ def name_of(evaluate: Evaluate | str) -> str:
     return evaluate
 
 
+def check_importable(evaluate: Evaluate) -> None:
+    """Refuse a function that other processes cannot import by its name, as workers do.
+
+    Raises:
+        InputError: If it is a method of an object, a lambda, one that is defined in another function, or one of the
+            main script.
+    """
+    name = name_of(evaluate)
+    try:
+        found = None if name.startswith("__main__:") else import_named(name)
+    except InputError:
+        found = None
+    if found is None or found != evaluate:
+        raise InputError(
+            f"workers cannot import the evaluation '{name}'; give a function at the top of a module that can be "
+            "imported, or leave it to this process: jobs=1 and no trial_timeout"
+        )
+
+
 def evaluation_named(name: str) -> Evaluate:
     """Import the user's own evaluation.
 
     Raises:
         InputError: If it cannot be found.
     """
+    if name.startswith("__main__:"):
+        raise InputError(f"'{name}' is in the main script, which only that script knows; put it into a module")
     return import_named(name)

@@ -33,7 +33,9 @@ def import_named(name: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise InputError(f"cannot import '{module_name}' for '{name}': {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
+    function: Any = module
+    for part in function_name.split("."):
+        function = getattr(function, part, None)
     if not callable(function):
         raise InputError(f"module '{module_name}' has no function '{function_name}'")
     return function  # type: ignore[no-any-return]

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from placesearch.config import full_input_size
 from placesearch.errors import BackboneError, PlacementError
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.blocks import block_named
-from placesearch.models.graph import InputSize
 from placesearch.models.sites import Site, every_site
 from placesearch.placement import BlockSetting, Placement
 
@@ -88,7 +88,7 @@ class _Wish:
         return min(self.places, key=lambda place: (round(self.distance(place), 9), place.index))
 
 
-def transfer(architecture: Architecture, backbone: str, input_size: InputSize | None = None) -> Transfer:
+def transfer(architecture: Architecture, backbone: str, input_size: int | tuple[int, ...] | None = None) -> Transfer:
     """Bring a placement to another backbone.
 
     A block goes to the site of its kind (of several kinds the narrowest: `last`, `head`, `stage`, `residual`, `block`)
@@ -101,7 +101,7 @@ def transfer(architecture: Architecture, backbone: str, input_size: InputSize | 
     Args:
         architecture: The architecture; its placement is carried over.
         backbone: The other backbone, a name that `load_backbone` takes.
-        input_size: Channels, height and width of its input, if others than the architecture's.
+        input_size: Its input, if another than the architecture's: a side, height and width, or channels before these.
 
     Raises:
         BackboneError: If the backbone is unknown or has no sites.
@@ -115,7 +115,7 @@ def transfer(architecture: Architecture, backbone: str, input_size: InputSize | 
         >>> str(transfer(found, "resnet50").architecture.placement)
         'layer1.0.bn3=se(r=16) layer4.2.bn3=cbam(r=8,k=3)'
     """
-    size = input_size or architecture.input_size
+    size = full_input_size(input_size or architecture.input_size, architecture.input_size[0])
     with torch.random.fork_rng(devices=[]):
         old = every_site(load_backbone(architecture.backbone, 10, architecture.stem), architecture.input_size)
         new = every_site(load_backbone(backbone, 10, architecture.stem), size)

@@ -1,5 +1,6 @@
 """The report folder of a study: tables, a page of text, and a config for each member of the front."""
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,45 @@ class Subject:
     def cost(self, site: str, setting: BlockSetting) -> tuple[int, int] | None:
         """Return the macs and params that a block adds at a site; None if they were not counted."""
         return self.added.get(site, {}).get(setting)
+
+
+def set_aside(folder: Path, records: Sequence[TrialRecord], confirmed: Confirmed | None = None) -> Path | None:
+    """Move a report folder away if it holds what this study cannot write again.
+
+    That is a trial that the study does not have, or a verdict where it has no trainings for one: the report of another
+    study of this name, one that came with a repository, or one whose trials were deleted.
+
+    Args:
+        folder: The report folder.
+        records: Finished trials of the study.
+        confirmed: What its fresh trainings say, if there were any.
+
+    Returns:
+        Where it is now; None if it stayed.
+
+    Raises:
+        OSError: If it cannot be moved.
+    """
+    verdict = confirmed is None and any((folder / name).exists() for name in ("confirmed.csv", "verdict.csv"))
+    if not verdict and not _foreign(folder / "trials.csv", records):
+        return None
+    number = 1
+    while (other := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
+        number += 1
+    return folder.rename(other)
+
+
+def _foreign(table: Path, records: Sequence[TrialRecord]) -> bool:
+    """Tell whether a trials.csv has rows that are none of these trials."""
+    if not table.exists():
+        return False
+    own = {str(record.trial): str(record.placement) for record in records}
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = [(row["trial"], row["placement"]) for row in csv.DictReader(file)]
+    except (KeyError, ValueError, csv.Error):
+        return True
+    return any(own.get(trial) != placement for trial, placement in rows)
 
 
 def write_report(

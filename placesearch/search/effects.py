@@ -28,7 +28,6 @@ from mmap import mmap
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lapack, solve_triangular
 from scipy.optimize import minimize
-from threadpoolctl import ThreadpoolController
 
 from placesearch.placement import BlockSetting, Placement
 from placesearch.search.evidence import SUMS, Array, Counts, Evidence, Vocabulary, keys_of
@@ -67,9 +66,6 @@ OUTLIER, FEWEST_TO_JUDGE = 5.0, 5
 
 A training that went wrong says that its placement is bad. How bad is no sum of effects, and would drown all others.
 """
-
-LINEAR_ALGEBRA = ThreadpoolController()
-"""Sets the threads of linear algebra: one, as all cores are training and two threads would wait for each other."""
 
 ROWS = 48
 """Scores or placements that are looked at together, which bounds the memory that it takes."""

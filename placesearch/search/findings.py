@@ -8,8 +8,9 @@ import numpy as np
 
 from placesearch.placement import BlockSetting, Placement
 from placesearch.records import TrialRecord
-from placesearch.search.effects import LINEAR_ALGEBRA, Model
+from placesearch.search.effects import Model
 from placesearch.search.evidence import Array, Evidence, Score, Vocabulary
+from placesearch.search.threads import ONE_BLAS_THREAD
 
 FEWEST = 4
 """Scores below which nothing is said."""
@@ -103,7 +104,7 @@ def find(records: Sequence[TrialRecord], settings: Mapping[str, Sequence[BlockSe
         records: Finished trials; those that failed are not looked at.
         settings: By site, the settings of which effects are wanted, tried or not.
     """
-    with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+    with ONE_BLAS_THREAD:
         fitted = _fitted(records, settings)
         return None if fitted is None else _find(*fitted)
 
@@ -130,7 +131,7 @@ def estimates(
         records: Finished trials.
         settings: By site, the settings of the study.
     """
-    with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+    with ONE_BLAS_THREAD:
         fitted = _fitted(records, settings)
         return None if fitted is None else _accuracies(fitted[0])
 

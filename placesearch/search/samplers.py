@@ -12,10 +12,10 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.trial import FrozenTrial, TrialState
 
 from placesearch.placement import BlockSetting, Placement
-from placesearch.search.effects import LINEAR_ALGEBRA
 from placesearch.search.evidence import Score
 from placesearch.search.space import NONE, Added, SearchSpace
 from placesearch.search.suggesting import Suggester
+from placesearch.search.threads import ONE_BLAS_THREAD, ONE_OPENMP_THREAD
 
 OF_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
@@ -132,7 +132,7 @@ class UntriedSampler(BaseSampler):
         chosen: dict[str, str] = {}
         for attempt in range(ATTEMPTS):
             seed = derived_seed(self._seed, trial.number, attempt)
-            with LINEAR_ALGEBRA.limit(limits=1):  # OpenMP's too: the GP sampler computes with torch
+            with ONE_BLAS_THREAD, ONE_OPENMP_THREAD:
                 suggested = self._suggested(self._make(seed), earlier, trial, search_space)
             last, chosen = chosen, self._space.trimmed(suggested, np.random.default_rng(seed))
             if str(self._space.placement(chosen)) not in tried:
@@ -231,7 +231,7 @@ class AdditiveSampler(BaseSampler):
         scores, tried, waiting = self._seen(study, trial.number)
         random = np.random.default_rng(derived_seed(self._seed, trial.number))
         position = trial.number - self._references
-        with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+        with ONE_BLAS_THREAD:
             suggested = self._suggester.suggest(scores, tried, waiting, position, random)
         return dict(self._space.chosen(suggested) or {})
 
@@ -246,7 +246,7 @@ class AdditiveSampler(BaseSampler):
         scores, tried, _ = self._seen(study, position)
         if len(scores) < FEWEST_TO_SETTLE or position % SETTLED_EVERY:
             return False
-        with LINEAR_ALGEBRA.limit(limits=1, user_api="blas"):
+        with ONE_BLAS_THREAD:
             return self._suggester.reached(scores, tried, derived_seed(self._seed, position)) >= SETTLED
 
     def _seen(
