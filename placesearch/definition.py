@@ -9,7 +9,7 @@ import yaml
 
 from placesearch.config import RUN_FIELDS, StudyConfig, parse_yaml, read_yaml
 from placesearch.errors import StudyError
-from placesearch.evaluation.versions import code_fingerprint
+from placesearch.evaluation.versions import SCORING, code_fingerprint
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
 from placesearch.placement import BlockSetting
@@ -47,6 +47,8 @@ class Definition:
         code: Fingerprint of this package's source; likewise.
         fingerprint: That of the images and labels; likewise, and where the evaluation is the user's own.
         skipped: Images that could not be decoded when the study began and are left out, below the folder of the data.
+        scoring: The fingerprints of the code that scores depend on, each with the number of trials that had ended when
+            the study went on under it; empty in studies that began before this was kept.
     """
 
     config: StudyConfig
@@ -65,6 +67,7 @@ class Definition:
     code: str = ""
     fingerprint: str = ""
     skipped: tuple[str, ...] = ()
+    scoring: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -101,6 +104,7 @@ class Definition:
             "fingerprint": self.fingerprint,
             **({"latencies": self.latencies} if self.latencies else {}),
             **({"skipped": list(self.skipped)} if self.skipped else {}),
+            **({"scoring": [list(one) for one in self.scoring]} if self.scoring else {}),
         }
 
     def text(self) -> str:
@@ -166,6 +170,7 @@ class Definition:
                 ("search", f"{config.sampler}, seed {config.seed}, {len(self.sites)} sites"),
                 ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
                 *([("hardware", self.hardware)] if self.hardware else []),
+                *([("code", _changes(self.scoring))] if len(self.scoring) > 1 else []),
             ),
             validation_images=self.splits.get("validation"),
             added=self._added(),
@@ -228,6 +233,7 @@ def _definition(content: dict[str, Any], where: str) -> Definition:
         content["protocol"] = Protocol(**content["protocol"])
         channels, height, width = content["input_size"]
         content["skipped"] = tuple(map(str, content.get("skipped", ())))
+        content["scoring"] = tuple((str(code), int(since)) for code, since in content.get("scoring", ()))
         definition = Definition(**{**content, "input_size": (channels, height, width)})
         definition.identity()
         definition.subject()
@@ -280,15 +286,45 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _changes(scoring: tuple[tuple[str, int], ...]) -> str:
+    since = ", ".join(f"{trials:,}" for _, trials in scoring[1:])
+    return f"what scores depend on changed after {since} trials; scores before and after may not compare"
+
+
+def mark_code(definition: Definition, trials: int) -> tuple[Definition, list[str]]:
+    """Keep in `study.yaml` under which code scores are made, if it is not that of the trials before.
+
+    Args:
+        definition: The study.
+        trials: How many of its trials have ended.
+
+    Returns:
+        The definition, and what is worth knowing about it.
+    """
+    path, now = study_folder(definition.name) / "study.yaml", code_fingerprint(SCORING)
+    stored = read_definition_of(definition.name).scoring
+    if stored and stored[-1][0] == now:
+        return replace(definition, scoring=stored), []
+    earlier = stored if trials and stored else (("unknown", 0),) if trials else ()
+    marked = replace(read_definition_of(definition.name), scoring=(*earlier, (now, trials)))
+    _write(path, marked.text())
+    notes = [f"note: {_changes(marked.scoring)}"] if trials and stored else []
+    return replace(definition, scoring=marked.scoring), notes
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
 def settle(definition: Definition) -> list[str]:
     """Write `study.yaml`, or check the one that is there; return what is worth knowing about it."""
     path = study_folder(definition.name) / "study.yaml"
     if not path.exists():
         if (path.parent / "journal.log").exists() and definition.config.storage is None:
             raise StudyError(f"{path} is missing, but there are trials beside it; restore it, or choose another --name")
-        fresh = path.with_name("study.yaml.new")
-        fresh.write_text(definition.text(), encoding="utf-8")
-        fresh.replace(path)
+        _write(path, definition.text())
         return []
     stored = read_definition_of(definition.name)
     refuse_difference(stored, definition)

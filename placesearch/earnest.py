@@ -39,6 +39,9 @@ from placesearch.training.datasets import SPLITS, Data, inspect_data, load_data
 from placesearch.training.loop import Protocol, Trainer, branch_of, dice_of, pick_precision, weights_of
 from placesearch.training.team import Team, gathered, own_device
 
+RECIPE = ("momentum", "weight_decay", "label_smoothing", "warmup", "shift")
+"""What a training that goes on takes from its beginning, whatever the defaults are by now."""
+
 EPOCHS = 30
 """Passes over the training split, where no number is given."""
 
@@ -194,12 +197,16 @@ class _Training:
         self._checkpoint, self._device, self._team, self._watch = checkpoint, device, team, watch
         stored = folder / "checkpoint.safetensors"
         self._snapshot = load_snapshot(stored) if stored.exists() else None
-        self._conditions: dict[str, Any] = {"precision": pick_precision(device), "threads": torch.get_num_threads()}
+        self._conditions: dict[str, Any] = {
+            "precision": pick_precision(device),
+            "threads": torch.get_num_threads(),
+            **{name: field.default for name, field in Protocol.__dataclass_fields__.items() if name in RECIPE},
+        }
         self._log: list[Epoch] = []
         if self._snapshot is not None:
             told = _read(self._snapshot.told, stored)
             _refuse_difference(told["settings"], settings, folder)
-            self._conditions = {name: told["conditions"][name] for name in self._conditions}
+            self._conditions |= {name: told["conditions"].get(name, now) for name, now in self._conditions.items()}
             self._log = [Epoch(**one) for one in told["log"]]
 
     def run(self) -> Trained:

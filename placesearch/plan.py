@@ -236,6 +236,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
             device=stored.device,
             code=stored.code,
             skipped=stored.skipped,
+            scoring=stored.scoring,
         )
         counted = stored.costs if stored.costs and stored.costs["none"][2] == params else {}
     references = reference_placements(every)

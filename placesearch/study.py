@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from placesearch.config import StudyConfig
-from placesearch.definition import STUDIES, Definition, read_definition_of, settle, study_folder
+from placesearch.definition import STUDIES, Definition, mark_code, read_definition_of, settle, study_folder
 from placesearch.errors import InputError, StudyError
 from placesearch.evaluation.own import Evaluate, check_importable, evaluation_named, name_of
 from placesearch.evaluation.workers import Workers
@@ -234,6 +234,8 @@ def _run(config: StudyConfig, here: Evaluate | None, device: torch.device, worke
         begin(trials, plan)
         before, began = tuple(trials.records()), time.monotonic()
         finished = {record.trial for record in before}
+        definition, changed = mark_code(definition, len(before))
+        notes += changed
         aside = _set_aside(definition.name, before, _confirmed(definition.name))
         notes += [aside] if aside else []
         watch(study_began(plan, before, jobs, (*plan.lines(device, jobs), *notes)))

@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import pty
+import re
 import resource
 import select
 import shutil
@@ -374,3 +375,43 @@ def test_a_terminal_gets_a_live_view(workplace):
     text = seen.decode()
     for part in ("epoch ", "front of observed accuracies after 3 trials", "/3 trials", "front of t"):
         assert part in text
+
+
+def test_an_error_of_our_own_is_one_line_with_a_place_for_its_traceback(call_here, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("placesearch.cli.commands.load_study", broken)
+    code, out, err = call_here("report", "s")
+    assert (code, out) == (70, "")
+    line = re.fullmatch(r"placesearch: ZeroDivisionError: two; its traceback is in (.*)\n", err)
+    written = Path(line[1])
+    assert written.read_text().splitlines()[-2:] == ["ZeroDivisionError: two", "lines"]
+    written.unlink()
+    monkeypatch.setattr("placesearch.cli.commands.tempfile.NamedTemporaryFile", full_disk)
+    code, out, err = call_here("report", "s")
+    assert code == 70
+    assert err == "placesearch: ZeroDivisionError: two; its traceback could not be written: No space left on device\n"
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [("64", "64x64"), ("64x96", "64x96"), ("3x96x64", "96x64"), ("1x64x64", "takes? ")]
+)
+def test_sites_takes_any_input_size(call_here, size, shown):
+    code, out, err = call_here("sites", "--backbone", "resnet18", "--input-size", size)
+    if code:
+        assert code == 2
+        assert err.count("\n") == 1
+    else:
+        assert f"sites of resnet18 at {shown}" in out
+
+
+def test_what_is_no_input_size_is_refused_by_every_command(call_here):
+    for command in (["run", "--backbone", "resnet18"], ["sites", "--backbone", "resnet18"]):
+        code, _, err = call_here(*command, "--input-size", "64x")
+        assert code == 2
+        assert "is no input size such as 64, 256x512 or 1x28x28" in err

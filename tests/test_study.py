@@ -509,3 +509,62 @@ def test_trainings_of_one_epoch_are_not_stopped_and_that_is_said_only_if_it_was_
     assert not [line for event in told[-1:] for line in getattr(event, "lines", ()) if "--stop-early" in line]
     with pytest.raises(InputError, match="your own evaluation has to decide by itself"):
         ps.run(config(name="v", evaluate="mine:evaluate", stop_early=True))
+
+
+def test_a_study_that_goes_on_under_other_code_says_so_and_keeps_it(workplace, monkeypatch):
+    def notes():
+        told = []
+        study = ps.run(config(name="s", trials=trials), watch=told.append)
+        return study, [line for event in told if isinstance(event, StudyBegan) for line in event.lines]
+
+    note = "what scores depend on changed after 2 trials; scores before and after may not compare"
+    trials = 2
+    assert not any("may not compare" in line for line in notes()[1])
+    monkeypatch.setattr("placesearch.definition.code_fingerprint", lambda *_: "another")
+    trials = 3
+    study, lines = notes()
+    assert f"note: {note}" in lines
+    assert ("code", note) in study.subject.facts
+    trials = 4
+    study, lines = notes()
+    assert f"note: {note}" not in lines  # it is known
+    assert ("code", note) in study.subject.facts
+
+
+def test_a_report_of_other_trials_is_moved_aside_and_named(workplace):
+    ps.run(config(name="s", trials=2))
+    (workplace / "studies" / "s").rename(workplace / "kept")
+    before = (workplace / "reports" / "s" / "trials.csv").read_text()
+    told = []
+    ps.run(config(name="s", trials=1), watch=told.append)
+    assert (workplace / "reports" / "s-earlier-1" / "trials.csv").read_text() == before
+    lines = [line for event in told if isinstance(event, StudyBegan) for line in event.lines]
+    assert "note: reports/s held the report of other trials; it is kept as reports/s-earlier-1" in lines
+    (workplace / "reports" / "s" / "confirmed.csv").write_text("placement,seed\n")
+    ps.load_study("s").write_report()
+    assert (workplace / "reports" / "s-earlier-2" / "confirmed.csv").exists()
+    ps.load_study("s").write_report()
+    assert not (workplace / "reports" / "s-earlier-3").exists()
+
+
+@pytest.mark.parametrize("kind", ["lambda", "local", "method", "main"])
+def test_an_evaluation_that_workers_cannot_import_is_refused_at_once(workplace, kind):
+    def local(candidate):
+        return 0.5
+
+    class Own:
+        def method(self, _candidate):
+            return 0.5
+
+    of_main = type(local)(local.__code__, {}, "of_main")
+    of_main.__module__, of_main.__qualname__ = "__main__", "of_main"
+    evaluate = {"lambda": lambda candidate: 0.5, "local": local, "method": Own().method, "main": of_main}[kind]
+    with pytest.raises(InputError, match="workers cannot import the evaluation .*jobs=1"):
+        ps.run(config(name="s", jobs=2), evaluate=evaluate)
+    assert not (workplace / "studies" / "s").exists()
+    assert len(ps.run(config(name="s", trials=1), evaluate=evaluate).records) == 1
+
+
+def test_an_evaluation_in_the_main_script_is_refused_by_name():
+    with pytest.raises(InputError, match="in the main script"):
+        ps.run(config(name="s", evaluate="__main__:f"))

@@ -16,10 +16,20 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES} | {"code": code_fingerprint()}
 
 
-def code_fingerprint() -> str:
-    """Return a hash of the source of this package, the same wherever it is installed."""
+SCORING = ("models/", "training/", "evaluation/candidate.py", "evaluation/fitting.py", "evaluation/own.py")
+"""The part of this package that scores depend on: what is built, how it is trained and validated."""
+
+
+def code_fingerprint(part: tuple[str, ...] = ("",)) -> str:
+    """Return a hash of the source of this package, the same wherever it is installed.
+
+    Args:
+        part: Only of files whose paths begin with one of these, as `SCORING` has them.
+    """
     package = Path(placesearch.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+        name = path.relative_to(package).as_posix()
+        if name.startswith(part):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -23,15 +23,11 @@ from placesearch.training.datasets import Data, FileSplit, Split
 from placesearch.training.graphed import GraphedStep, Step
 from placesearch.training.team import ALONE, Team
 
-MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.9, 5e-4, 0.1, 0.3
 AHEAD = 2
 """Batches that are read ahead where images are in files."""
 
 VALIDATION_PIXELS = 2**18
 """Pixels of a validation batch, at least: small images go faster in larger batches."""
-
-SHIFT = 1 / 16
-"""Images are moved by up to this share of their side in each direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,11 @@ class Protocol:
         start: `scratch`; `branch`, from the plain network in the middle of its training; or `pretrained`, from given
             weights. But for the first, blocks start as the identity.
         block_rate: Learning rate of the blocks by that of the network.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: L2 penalty on all parameters.
+        label_smoothing: Share of the target that is spread over all classes.
+        warmup: Share of the steps over which the learning rate rises; the branch point is where it ends.
+        shift: Images are moved by up to this share of their side in each direction.
     """
 
     epochs: int
@@ -58,6 +59,11 @@ class Protocol:
     threads: int = 1
     start: str = "scratch"
     block_rate: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    warmup: float = 0.3
+    shift: float = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ class Trainer:
         self.batch_size = min(protocol.batch_size, len(self.train_split.labels))
         self.epoch_steps = len(self.train_split.labels) // self.batch_size
         self.steps = protocol.epochs * self.epoch_steps
-        self.branch_step = max(1, round(WARMUP * self.steps))
+        self.branch_step = max(1, round(protocol.warmup * self.steps))
 
     def under(self, protocol: Protocol) -> "Trainer":
         """Return a trainer by another protocol on the same data, which stay where they are."""
@@ -182,9 +188,9 @@ class Trainer:
                 groups.append({"params": part, "lr": rate})
         optimizer = torch.optim.SGD(
             groups,
-            momentum=MOMENTUM,
+            momentum=self.protocol.momentum,
             nesterov=True,
-            weight_decay=WEIGHT_DECAY,
+            weight_decay=self.protocol.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
         for name, weight in model.named_parameters() if branch else ():
@@ -229,7 +235,7 @@ class Trainer:
             optimizer,
             [float(group["lr"]) for group in optimizer.param_groups],
             total_steps=self.steps,
-            pct_start=WARMUP,
+            pct_start=protocol.warmup,
             cycle_momentum=False,  # a number that a recorded step could not change
         )
         with warnings.catch_warnings():
@@ -267,7 +273,7 @@ class Trainer:
         def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
             pixels = self._augmented(images, shifts, mirrored)
             with self._autocast():
-                loss = F.cross_entropy(_logits(forward(pixels)), labels, label_smoothing=LABEL_SMOOTHING)
+                loss = F.cross_entropy(_logits(forward(pixels)), labels, label_smoothing=self.protocol.label_smoothing)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -324,7 +330,7 @@ class Trainer:
         """Draw the order of the images in an epoch, and for each place in it the shift and whether to mirror."""
         count, (_, height, width) = len(self.train_split.labels), self.train_split.size
         order = torch.randperm(count, generator=random)
-        reach, across = (max(1, round(side * SHIFT)) for side in (height, width))
+        reach, across = (max(1, round(side * self.protocol.shift)) for side in (height, width))
         if reach == across:
             shifts = torch.randint(-reach, reach + 1, (count, 2), generator=random)
         else:

@@ -22,7 +22,7 @@ from placesearch.costs.latency import median_interval
 from placesearch.models.backbones import load_backbone
 from placesearch.plan import device_name
 from placesearch.training.datasets import Data, Split
-from placesearch.training.loop import LABEL_SMOOTHING, MOMENTUM, WEIGHT_DECAY, Protocol, Trainer, pick_precision
+from placesearch.training.loop import Protocol, Trainer, pick_precision
 
 CASES = [("resnet18", 97, 8), ("resnet18", 32, 128), ("resnet50", 32, 64), ("mobilenet_v3_small", 64, 32)]
 ROUNDS, SECONDS = 15, 0.7
@@ -35,12 +35,18 @@ def bare(name: str, side: int, batch: int, device: torch.device, precision: str)
     model = load_backbone(name, 10).to(device).to(memory_format=torch.channels_last).train()
     images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), device=device)
+    recipe = Protocol(epochs=1, batch_size=batch, learning_rate=0.01, seed=0, precision=precision)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.01, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
+        model.parameters(),
+        lr=0.01,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     while True:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = F.cross_entropy(model(images), labels, label_smoothing=LABEL_SMOOTHING)
+            loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
