@@ -26,8 +26,7 @@ from placesearch.evaluation.candidate import steady
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
 from placesearch.models.insertion import fold
-from placesearch.models.weights import Checkpoint, read_weights
-from placesearch.placement import Placement
+from placesearch.models.weights import Checkpoint, has_blocks, read_weights
 from placesearch.plan import AT_BATCH_SIZE, DEFAULTS, DIGITS, FINE_TUNING, LEARNING_RATE, device_name, notes_on_data
 from placesearch.records import Epoch, StepEnded, Told
 from placesearch.reporting.curve_picture import best_of, curve_svg
@@ -313,10 +312,11 @@ class _Training:
 
     def _fresh_model(self) -> nn.Module:
         start = self._checkpoint
-        lacking = start is not None and not _has_blocks(start, self._architecture.placement)
-        return self._architecture.build(
-            weights=start, initial="identity" if lacking else "standard", seed=self._settings["seed"]
-        )
+        model = self._architecture.build(seed=self._settings["seed"])
+        if start is None:
+            return model
+        initial = "standard" if has_blocks(model, start) else "identity"
+        return self._architecture.build(weights=start, initial=initial, seed=self._settings["seed"])
 
     def _write(self, judged: nn.Module) -> None:
         """Write everything that follows from the checkpoint; done again, it comes out the same."""
@@ -430,11 +430,6 @@ def _check_momentum(model: nn.Module, snapshot: Snapshot, folder: Path) -> None:
         raise InputError(
             f"{folder}/checkpoint.safetensors is that of another network; give another --output, or remove the folder"
         )
-
-
-def _has_blocks(checkpoint: Checkpoint, placement: Placement) -> bool:
-    """Tell whether weights are those of a network with blocks at these sites, not of the plain one."""
-    return any(f".{site}.attention." in f".{name}" for site in placement for name in checkpoint.tensors)
 
 
 def _code_in(architecture: Architecture) -> set[str]:

@@ -4,9 +4,11 @@ import pickle
 import pytest
 import timm.layers
 import torch
-from networks import Tiny
+from networks import Tiny, Unit
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from placesearch.errors import PlacementError
+from placesearch.models.attachment import Attended
 from placesearch.models.backbones import load_backbone
 from placesearch.models.insertion import factors_of, fold, insert, set_factors
 from placesearch.models.sites import find_sites
@@ -82,22 +84,78 @@ def test_the_model_survives_deepcopy_pickle_and_a_state_dict_round_trip():
         assert torch.equal(copied(x), model(x))
 
 
+class Looping(Unit):
+    """A unit that a block needs a module around, because it runs over its children."""
+
+    def forward(self, x):
+        y = x
+        for part in self.children():
+            y = part(y)
+        return torch.relu(x + y)
+
+
+class Mixed(Tiny):
+    """A network in which blocks hang in all ways: at a layer, at a unit with sites in it, wrapped, in a Sequential."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.unit2 = Looping(8)
+        self.stem = torch.nn.Sequential(self.stem, torch.nn.BatchNorm2d(8))
+
+
+EVERY_WAY = Placement.parse("unit1.bn2=se(r=4) unit1=eca(k=3) unit2=cbam(r=2,k=3) unit2.bn1=se(r=2) stem.1=se(r=4)")
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.jit
 def test_the_model_survives_export_compilation_and_ddp(tmp_path):
-    model = insert(Tiny(10), BOTH, input_size=SIZE).eval()
+    model = insert(Mixed(10), EVERY_WAY, input_size=SIZE).eval()
+    assert [type(model.get_submodule(name)) for name in ("unit1", "unit2")] == [Unit, Attended]
     x = torch.randn(2, *SIZE)
     expected = model(x).detach()
-    exported = torch.export.export(model, (x,)).module()
-    torch.testing.assert_close(exported(x).detach(), expected)
+    for strict in (False, True):
+        exported = torch.export.export(model, (x,), strict=strict).module()
+        torch.testing.assert_close(exported(x).detach(), expected)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x).detach(), expected)
+    in_part = copy.deepcopy(model)
+    in_part.unit1.bn2 = torch.compile(in_part.unit1.bn2, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(in_part(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x).detach(), expected)
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(x).detach(), expected)
+    features = create_feature_extractor(model, ["unit1.bn2", "head"])(x)
+    torch.testing.assert_close(features["head"].detach(), expected)
+    seen = []
+    handle = model.unit1.bn2.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model(x)
+    handle.remove()
+    torch.testing.assert_close(features["unit1.bn2"], seen[0])
+    path = tmp_path / "model.pt"
+    torch.save(model, path)
+    torch.testing.assert_close(torch.load(path, weights_only=False)(x).detach(), expected)
     store = f"file://{tmp_path / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        torch.testing.assert_close(wrapped(x).detach(), expected)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model.train())
+        wrapped(x).sum().backward()
+        assert all(weight.grad is not None for weight in model.parameters())
+        torch.testing.assert_close(wrapped.eval()(x).detach(), model(x).detach())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_traced_network_still_trains_and_evaluates():
+    model = insert(Mixed(10), EVERY_WAY, input_size=SIZE).train()
+    before = copy.deepcopy(model.state_dict())
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x = torch.randn(4, *SIZE)
+    for training in (True, False):
+        torch.testing.assert_close(traced.train(training)(x), model.train(training)(x))
+    assert {"unit1.bn2.weight", "unit1.bn2.attention.reduce.weight"} <= dict(traced.named_parameters()).keys()
+    assert int(model.unit1.bn2.num_batches_tracked) == int(traced.unit1.bn2.plain.num_batches_tracked) == 1
 
 
 def test_a_seed_makes_the_same_block_start_the_same_in_every_placement():

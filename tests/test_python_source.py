@@ -98,6 +98,12 @@ def test_factors_of_gates_are_part_of_the_source():
             "googlenet", "inception5b=spatial(k=3)", "original", marks=pytest.mark.slow
         ),  # has to be told how to start its weights
         ("alexnet", "avgpool=channel(r=8)", "small"),
+        pytest.param(
+            "densenet121",
+            "features.denseblock1=se(r=8) features.denseblock1.denselayer2.conv2=eca(k=3)",
+            "original",
+            marks=pytest.mark.slow,
+        ),  # a ModuleDict that runs over its children
         ("timm:resnet10t.c3_in1k", "layer4.0.bn2=se(r=16)", "original"),
     ],
 )
@@ -155,7 +161,7 @@ def test_the_source_names_nothing_but_what_it_says_it_needs():
     imports = [
         line.split()[1].split(".")[0] for line in source.splitlines() if line.strip().startswith(("import ", "from "))
     ]
-    assert set(imports) == {"pathlib", "torch", "torchvision", "safetensors"}
+    assert set(imports) == {"collections", "pathlib", "typing", "torch", "torchvision", "safetensors"}
     assert "placesearch" not in source
     assert "Needs torch and torchvision;" in source
 

@@ -58,6 +58,9 @@ def test_blocks_that_timm_has_exactly_add_no_parameter_and_the_file_says_so(tmp_
         architecture("resnet18", "layer2.1.bn2=se(r=16)"),
         architecture("timm:resnet10t.c3_in1k", "layer1.0.bn2=se(r=16) layer2.0=cbam(r=8,k=3)", stem="small"),
         pytest.param(architecture("timm:seresnet18", "layer1.0.se=eca(k=3)"), marks=pytest.mark.slow),
+        architecture(
+            "timm:densenet121", "features.denseblock1=se(r=8) features.denseblock1.denselayer2.conv2=eca(k=3)"
+        ),
         architecture(placement="none"),
     ],
     ids=lambda given: f"{given.backbone}-{given.stem}",

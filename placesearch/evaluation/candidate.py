@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from placesearch.errors import DataError, StudyError, TrainingError
 from placesearch.models.architecture import Architecture
-from placesearch.models.insertion import factors_of, fold
+from placesearch.models.insertion import factors_of, fold, own_names, weights_of_blocks
 from placesearch.models.sites import every_site
 from placesearch.models.weights import Checkpoint
 from placesearch.placement import Placement
@@ -134,8 +134,8 @@ class Evaluator:
         measured["factors"] = factors_of(fold(model)) or None
         _forget_peak(self._device)
         spent, before = 0.0, time.perf_counter()
-        sites = tuple(f"{site}.attention." for site in task.placement)
-        blocks = {name for name, _ in model.named_parameters() if name.startswith(sites)}
+        blocks = weights_of_blocks(model)
+        branch = replace(branch, momentum=own_names(model, branch.momentum)) if branch else None
         look = task.milestone.epoch * trainer.steps // epochs if task.milestone else None
         for step in trainer.train(model, branch, blocks):
             spent += time.perf_counter() - before

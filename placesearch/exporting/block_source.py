@@ -1,8 +1,12 @@
 """The blocks as source code that stands alone, for whatever is exported as source code."""
 
+import inspect
 from collections.abc import Collection
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from placesearch.errors import PlacementError
+from placesearch.models import attachment
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "se": ("SqueezeExcitation",),
@@ -49,6 +53,21 @@ def block_source(blocks: Collection[str], *, factors: bool = False) -> str:
     """
     classes = {name for block in blocks for name in CLASSES[block]}
     return TEMPLATES.get_template("blocks.py.jinja").render(classes=classes, cbams=_CBAMS, factors=factors).strip()
+
+
+def attachment_source() -> str:
+    """Return the code that makes blocks work in a network, as it is here.
+
+    Example:
+        >>> [line for line in attachment_source().splitlines() if line.startswith("class")]
+        ['class Attended(nn.Module):', 'class Children(dict[str, nn.Module | None]):', 'class Alone:']
+    """
+    source = inspect.getsource(attachment)
+    head, _, code = source.partition(f"\n\nfrom {PlacementError.__module__} import {PlacementError.__name__}\n\n")
+    title, _, reasons = head.removeprefix('"""').partition('"""')[0].partition("\n\n")
+    told = [title, "", *reasons.partition("\n\n")[2].strip().splitlines()]
+    comment = "\n".join(f"# {line}".rstrip() for line in told)
+    return f"{comment}\n\n{code.strip()}".replace(PlacementError.__name__, RuntimeError.__name__)
 
 
 def needs_math(blocks: Collection[str], *, factors: bool) -> bool:

@@ -8,7 +8,14 @@ from torch import nn
 from torchvision.models import ResNet
 
 from placesearch.errors import InputError
-from placesearch.exporting.block_source import CLASSES, TEMPLATES, WITHOUT_CHANNELS, block_source, needs_math
+from placesearch.exporting.block_source import (
+    CLASSES,
+    TEMPLATES,
+    WITHOUT_CHANNELS,
+    attachment_source,
+    block_source,
+    needs_math,
+)
 from placesearch.exporting.building import backbone_without_memory, build_without_memory, look_at
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import stem_of, units_of
@@ -40,10 +47,11 @@ def python_source(architecture: Architecture) -> str:
     factors = factors_of(build_without_memory(architecture, sites))  # refuses what the backbone cannot take
     body, resnet = _backbone(architecture, plain)
     timm = architecture.backbone.startswith("timm:")
-    for name, setting in architecture.placement.items():
-        site = next(site for site in sites if name in (site.name, *site.aliases))
+    named = {alias: site for site in sites for alias in (site.name, *site.aliases)}
+    placed = [(named[name], setting) for name, setting in architecture.placement.items()]
+    for site, setting in sorted(placed, key=lambda each: each[0].name.count("."), reverse=True):
         block = _block(setting, site.channels, factors.get(site.name))
-        body += _call("attach(", ["model", json.dumps(site.name), block])
+        body += _call("attach(", ["model", json.dumps(site.name), block, *(["wrapped=True"] if site.wrapped else [])])
     blocks = {setting.block for setting in architecture.placement.values()}
     channels, height, width = architecture.input_size
     found = architecture.found
@@ -59,6 +67,7 @@ def python_source(architecture: Architecture) -> str:
         num_classes=architecture.num_classes,
         body=body,
         blocks=sorted(blocks),
+        attachment_source=attachment_source(),
         block_source=block_source(blocks, factors=bool(factors)),
         uses_math=needs_math(blocks, factors=bool(factors)),
     )

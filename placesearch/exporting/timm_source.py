@@ -1,7 +1,7 @@
 """Architectures as Python files that timm can build from its registry, with timm's own blocks."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from string import Template
@@ -10,11 +10,12 @@ from textwrap import fill
 from torch import nn
 
 from placesearch.errors import BackboneError, PlacementError
+from placesearch.exporting.block_source import attachment_source
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.blocks import hidden_channels
 from placesearch.models.code import names_code
-from placesearch.models.insertion import insert
+from placesearch.models.insertion import insert, plain_names
 from placesearch.models.sites import every_site
 from placesearch.placement import BlockSetting
 
@@ -119,12 +120,10 @@ def $name(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     model = create_model("$base", pretrained=pretrained, **(defaults | kwargs))
 $stem    modules = dict(model.named_modules())
     for name, block in _blocks().items():
-        owner, _, place = name.rpartition(".")
+        ${owner} = name.rpartition(".")
         if owner not in modules and kwargs.get("features_only", False):
             continue  # it is behind the last feature map that was asked for
-        setattr(modules[owner], place, block)  # timm's residual units apply what they have as "se" themselves
-        if place == "attention" and not isinstance(modules[owner], nn.Sequential):  # which runs its last child anyway
-            modules[owner].register_forward_hook(_attend)
+        ${placing}
     return model
 
 
@@ -136,10 +135,11 @@ def from_placesearch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     converted = {}
     for key, given in state_dict.items():
-        site, _, own = key.partition(".attention.")
-        if site not in PLACES:
+        site = next((site for site in PLACES if key.startswith(f"{site}.attention.")), None)
+        if site is None:
             converted[key] = given
             continue
+        own = key.removeprefix(f"{site}.attention.")
         weight = given[:, :, None, None] if given.dim() == 2 else given
         own = own.replace("reduce.", "fc1.").replace("expand.", "fc2.")
         if weight.dim() != 3:  # of ECA's convolution
@@ -155,11 +155,14 @@ def from_placesearch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted[norm + "running_var"] = torch.ones_like(weight)
         converted[norm + "num_batches_tracked"] = torch.tensor(0)
     return converted
+$attaching''')
 
-
-def _attend(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-    return module.attention(output)
-''')
+_IN_UNIT = 'setattr(modules[owner], place, block)  # timm\'s residual units apply what they have as "se" themselves'
+_ATTACHED = "attach(model, owner, block{wrapped})"
+_EITHER = f"""if place == "attention":
+            {_ATTACHED}
+        else:
+            {_IN_UNIT}"""
 
 _GATE = '''
 
@@ -218,14 +221,17 @@ def timm_source(architecture: Architecture) -> str:
             f"only for its ResNets; the closest that it can is '{_closest_backbone(name)}'"
         )
     sites = every_site(plain, architecture.input_size) if architecture.placement else []
-    insert(plain, architecture.placement, sites=sites, share=True)  # refuses what the backbone cannot take
+    model = insert(plain, architecture.placement, sites=sites, share=True)  # refuses what the backbone cannot take
+    own_names = {own: name for name, own in reversed(plain_names(model).items())}
     named = {alias: site for site in sites for alias in (site.name, *site.aliases)}
     residuals = _residuals(plain)
-    places, blocks = {}, {}
-    for given, setting in architecture.placement.items():
-        site = named[given]
-        place = residuals.get(site.name) or f"{_in_timm(site.name, plain)}.attention"
-        places[site.name] = place
+    places, blocks, wrapped = {}, {}, []
+    placed = [(given, named[given], setting) for given, setting in architecture.placement.items()]
+    for given, site, setting in sorted(placed, key=lambda each: each[1].name.count("."), reverse=True):
+        own, in_timm = own_names[site.name], _in_timm(site.name, plain)
+        place = residuals.get(site.name) or f"{in_timm}.attention"
+        places[own] = place if own == site.name else f"{own}.attention"
+        wrapped += [f'"{in_timm}"'] if site.wrapped else []
         blocks[place] = _written(setting, site.channels, architecture.factors.get(given, 1.0))
     base, defaults = _base(name)
     defaults = {"num_classes": architecture.num_classes, **defaults}
@@ -237,10 +243,13 @@ def timm_source(architecture: Architecture) -> str:
         ),
         name=_registered_name(architecture),
         variants=_wrapped(_variants(architecture)),
-        imports=_imports(architecture),
+        imports=_imports(architecture, attaches=_attaches(blocks)),
         places=": dict[str, str] = " + _table({site: f'"{place}"' for site, place in places.items()}, ""),
         blocks=_table(blocks, "    "),
         base=base,
+        owner="owner, _, _" if blocks and all(place.endswith(".attention") for place in blocks) else "owner, _, place",
+        placing=_placing(blocks, wrapped),
+        attaching=f"\n\n{attachment_source()}\n" if _attaches(blocks) else "",
         defaults=", ".join(f'"{key}": {value}' for key, value in defaults.items()),
         stem=_small_stem(load_backbone(name, 1)) if architecture.stem == "small" else "",
     )
@@ -334,13 +343,26 @@ def _variants(architecture: Architecture) -> str:
     )
 
 
-def _imports(architecture: Architecture) -> str:
+def _attaches(places: Collection[str]) -> bool:
+    return any(place.endswith(".attention") for place in places)
+
+
+def _placing(places: Collection[str], wrapped: Collection[str]) -> str:
+    """Write how a block gets to its place."""
+    if not _attaches(places):
+        return _IN_UNIT
+    way = _ATTACHED if all(place.endswith(".attention") for place in places) else _EITHER
+    return way.format(wrapped=f", wrapped=owner in ({', '.join(wrapped)},)" if wrapped else "")
+
+
+def _imports(architecture: Architecture, *, attaches: bool) -> str:
     layers: dict[str, set[str]] = {}
     for setting in architecture.placement.values():
         port = PORTS[setting.block]
         layers.setdefault(port.module, set()).add(port.layer)
     return "\n".join(
         [
+            *(["from collections import OrderedDict"] if attaches else []),
             "from collections.abc import Mapping",
             *(["from functools import partial"] if architecture.factors else []),
             "from typing import Any",
@@ -349,7 +371,7 @@ def _imports(architecture: Architecture) -> str:
             "from timm import create_model",
             *(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(layers.items())),
             "from timm.models import register_model",
-            "from torch import Tensor, nn",
+            f"from torch import Tensor, {'fx, ' if attaches else ''}nn",
             *([_GATE] if architecture.factors else []),
         ]
     )

@@ -1,6 +1,5 @@
 """Sites: the places in a network where a block may go, found by looking at what the network does."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
+from placesearch.models.carrying import try_carrying
 from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, record
 
 _NORMS = {"batch_norm", "group_norm", "layer_norm", "instance_norm", "local_response_norm"}
@@ -34,6 +34,8 @@ class Site:
             attention) or by a map of one channel (spatial attention), on the way to this site since the sites before.
         scaled_by: Where a norm or a convolution puts the tensor out, its weight and bias: scaling them scales it
             and nothing else. Empty elsewhere.
+        wrapped: Whether a block gets into a module together with the one of this name, because a further child would
+            change what that does: it runs its children in a loop, or has something of the block's name.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     scaled_by: tuple[str, ...] = ()
+    wrapped: bool = False
 
 
 def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original") -> list[Site]:
@@ -85,10 +88,11 @@ def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
         raise BackboneError(
             f"{type(model).__name__} has no feature maps (batch, channels, height, width): fewer than two convolutions"
         )
-    names = _names(graph, model)
+    named = _names(graph)
+    carrying = try_carrying(model, [first for first, *_ in named.values()], graph.calls, input_size)
+    names = {node: names for node, names in named.items() if names[0] in carrying.wrapped}
     kinds = _kinds(graph, names)
     users = _users(graph)
-    uses = Counter(parameter for node in graph.nodes for parameter in node.parameters)
     gates = _gates(graph, sorted(kinds, key=lambda node: node.index))
     return [
         Site(
@@ -99,7 +103,8 @@ def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
             width=node.shape[3],
             aliases=tuple(others),
             gates=tuple(gates.get(node, ())),
-            scaled_by=_scaled_by(node, users, uses),
+            scaled_by=_scaled_by(node, users, carrying.once),
+            wrapped=carrying.wrapped[first],
         )
         for node, (first, *others) in sorted(names.items(), key=lambda item: item[0].index)
     ]
@@ -134,21 +139,13 @@ def _loaded(backbone: str | nn.Module, stem: str) -> nn.Module:
         return load_backbone(backbone, num_classes=10, stem=stem)
 
 
-def _names(graph: Graph, model: nn.Module) -> dict[Node, list[str]]:
+def _names(graph: Graph) -> dict[Node, list[str]]:
     """Return for each map the modules that put it out, the innermost first."""
-    modules = dict(model.named_modules())
     named: dict[Node, list[str]] = {}
     for name, node in graph.outputs:
-        if node.is_map and node.index and graph.calls[name] == 1 and _can_carry(modules[name]):
+        if node.is_map and node.index and graph.calls[name] == 1:
             named.setdefault(node, []).append(name)
     return named
-
-
-def _can_carry(module: nn.Module) -> bool:
-    """Tell whether a module may get a child without changing what it does: not if its children are its program."""
-    if isinstance(module, nn.Sequential):
-        return type(module).forward is nn.Sequential.forward
-    return not isinstance(module, nn.ModuleDict | nn.ModuleList)
 
 
 def _kinds(graph: Graph, names: dict[Node, list[str]]) -> dict[Node, set[str]]:
@@ -270,13 +267,13 @@ def _pooled(graph: Graph) -> set[Node]:
     return pooled
 
 
-def _scaled_by(node: Node, users: dict[Node, list[Node]], uses: Counter[str]) -> tuple[str, ...]:
+def _scaled_by(node: Node, users: dict[Node, list[Node]], once: frozenset[str]) -> tuple[str, ...]:
     """Return the parameters that scale a tensor and nothing else; a permutation may come between, as in ConvNeXt."""
     while node.operation in PERMUTING and users[node.inputs[0]] == [node]:
         node = node.inputs[0]
     affine = node.operation in _CONVOLUTIONS | {"linear", "batch_norm", "group_norm", "instance_norm", "layer_norm"}
     own = any(name.rpartition(".")[2] == "weight" for name in node.parameters)
-    return node.parameters if affine and own and all(uses[name] == 1 for name in node.parameters) else ()
+    return node.parameters if affine and own and once.issuperset(node.parameters) else ()
 
 
 def _gates(graph: Graph, sites: list[Node]) -> dict[Node, list[str]]:

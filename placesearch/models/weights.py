@@ -6,7 +6,7 @@ A checkpoint file is read as tensors only; one that holds anything else is refus
 import importlib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from placesearch.errors import BackboneError, InputError, reason_of
 from placesearch.models.code import names_code
+from placesearch.models.insertion import own_names, weights_of_blocks
 
 DEFAULT = "DEFAULT"
 """Stands for the pretrained weights that torchvision or timm recommend."""
@@ -71,7 +72,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     given = dict(checkpoint.tensors)
     while given and not set(given) & set(own) and len({name.split(".")[0] for name in given}) == 1:
         given = {name.partition(".")[2]: tensor for name, tensor in given.items()}
-    missing = [name for name in own if name not in given and not _may_lack(name)]
+    given, blocks = own_names(model, given), weights_of_blocks(model)
+    missing = [name for name in own if name not in given and not _may_lack(name, blocks)]
     unknown = [name for name in given if name not in own]
     other = [name for name in own if name in given and own[name].shape != given[name].shape]
     widths = {(given[name].shape[:1], own[name].shape[:1]) for name in other}
@@ -87,9 +89,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(given, strict=False)
 
 
-def _may_lack(name: str) -> bool:
+def has_blocks(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Tell whether weights are those of a network with blocks where a model has some, not of the plain one."""
+    blocks, given = weights_of_blocks(model), own_names(model, checkpoint.tensors)
+    return any(f".{name}".endswith(f".{block}") for block in blocks for name in given)
+
+
+def _may_lack(name: str, blocks: Collection[str]) -> bool:
     """Tell whether a checkpoint may lack a name: blocks are new, and old checkpoints do not count batches."""
-    return ".attention." in f".{name}" or name.endswith("num_batches_tracked")
+    return name in blocks or name.endswith("num_batches_tracked")
 
 
 def _pretrained(backbone: str) -> Checkpoint:

@@ -26,7 +26,7 @@ from torch import nn
 from placesearch.config import KINDS
 from placesearch.errors import BackboneError, PlacementError
 from placesearch.models.backbones import load_backbone
-from placesearch.models.insertion import factors_of, fold, insert
+from placesearch.models.insertion import blocks_of, factors_of, fold, insert
 from placesearch.models.sites import find_sites
 from placesearch.placement import BlockSetting, Placement
 
@@ -110,7 +110,7 @@ def check(name: str) -> Outcome:
         expected = logits[0].detach()
         errors[mode] = float((expected - logits[1].detach()).abs().max() / expected.abs().max())
     logits[1].square().sum().backward()
-    blocks = [module.attention for module in model.modules() if hasattr(module, "attention")]
+    blocks = list(blocks_of(model).values())
     reached = sum(any(w.grad is not None and w.grad.abs().sum() > 0 for w in block.parameters()) for block in blocks)
     del plain, logits  # the largest network needs 5 GB in double precision
     model.zero_grad(set_to_none=True)

@@ -191,7 +191,8 @@ def compare(architecture, exported, convert, logits):
             own.append(expected.double())
             differences.append(relative(expected, logits(exported, model, x)))
     plain = load_backbone(architecture.backbone, architecture.num_classes, architecture.stem).to(x.dtype)
-    plain.load_state_dict({key: w for key, w in model.state_dict().items() if ".attention." not in key})
+    weights = {key: weight for key, weight in model.state_dict().items() if ".attention." not in key}
+    plain.load_state_dict({key.replace(".inner.", "."): weight for key, weight in weights.items()})
     with torch.no_grad():
         effect = relative(expected, plain.eval()(x))
     sizes = [
