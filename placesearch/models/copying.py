@@ -16,7 +16,9 @@ from placesearch.errors import BackboneError, reason_of
 
 InputSize = tuple[int, int, int]
 
-_ABOUT_SHAPES = re.compile(r"\b(sizes?|shape[sd]?|channels?|dims?|dimensions?|elements|features)\b", re.IGNORECASE)
+_ABOUT_SHAPES = re.compile(
+    r"\b(sizes?|shape[sd]?|channels?|dims?|dimensions?|elements|features|height|width|resolution)\b", re.IGNORECASE
+)
 _OF_INPUTS = (RuntimeError, ValueError, AssertionError, IndexError)
 _OF_MODULES = {"_modules", "_parameters", "_buffers"}
 

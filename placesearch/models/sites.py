@@ -253,10 +253,11 @@ def _residual_additions(graph: Graph, names: dict[Node, list[str]]) -> Iterator[
         residuals = _residuals(terms, longest=True)
         if residuals and not any(_named_before(operand, names) for operand in residuals):
             every = _flat(node, users)
-            if len(every) > len(terms):  # of x + y + z the first sum is no module's either
-                terms, residuals = every, _residuals(every, longest=False)
-        # a difference may also be what a pooling or a blur leaves, as in PoolFormer
-        if terms and (node.operation not in _DIFFERENCES or _is_learned(residuals, node)):
+            start = _start(every)
+            if len(every) > len(terms) and any(start in _before(term) for term in every):
+                residuals = _residuals(every, longest=False)  # of x + y + z the first sum is no module's either
+        # a difference may also be what a pooling or a blur leaves, a stack what a gate chooses from
+        if terms and (node.operation == "add" or _is_learned(residuals, node)):
             yield node, residuals
 
 
@@ -309,7 +310,7 @@ def _is_learned(residuals: list[Node], addition: Node) -> bool:
 
     skip = min(terms, key=depth)
     whole = len(start.shape) == 4 and start.shape[1] == skip.shape[1]
-    return depth(max(terms, key=depth)) > 0 and depth(skip) <= 1 and (whole or depth(skip) > 0)
+    return depth(skip) < depth(max(terms, key=depth)) and (depth(skip) == 1 or (depth(skip) == 0 and whole))
 
 
 def _why_nameless(operand: Node, graph: Graph) -> str:
