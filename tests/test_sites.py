@@ -8,7 +8,7 @@ from torchvision.ops import SqueezeExcitation
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.insertion import insert
-from placesearch.models.sites import find_sites, last_map
+from placesearch.models.sites import find_sites, last_map, unplaced_additions
 from placesearch.placement import Placement
 
 
@@ -227,6 +227,103 @@ def test_the_residual_is_found_however_the_addition_is_written(unit, residual, b
     sites = find_sites(model, (8, 8, 8))
     assert of_kind(sites, "residual") == [residual]
     assert block in of_kind(sites, "block")
+
+
+class Written(nn.Module):
+    """A residual unit whose addition is written in a way of its own, `add(unit, x, y)`."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(8, 1, 1))
+        self.register_buffer("mean", torch.zeros(8, 1, 1))
+        self.drop, self.add = nn.Dropout(0.1), add
+
+    def forward(self, x):
+        return torch.relu(self.add(self, x, self.conv2(torch.relu(self.conv1(x)))))
+
+
+def residuals_of(add):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Written(add), nn.MaxPool2d(2), Written(add))
+    return of_kind(find_sites(model, (3, 8, 8)), "residual"), unplaced_additions(model, (3, 8, 8))
+
+
+SAME_MEANING = {
+    "Fixup": lambda unit, x, y: (y * unit.scale + unit.bias) + x,
+    "gate by a parameter": lambda unit, x, y: x + y * torch.tanh(unit.bias),
+    "half": lambda unit, x, y: x + y / 2,
+    "div": lambda unit, x, y: x + y.div(2),
+    "multiply": lambda unit, x, y: torch.multiply(y, unit.scale) + x,
+    "without a mean": lambda unit, x, y: x + (y - unit.mean),
+    "from a constant": lambda _, x, y: x + (1 - y),
+    "negative": lambda unit, x, y: x + (-y),
+    "difference": lambda unit, x, y: x - y,
+    "rsub": lambda unit, x, y: torch.rsub(y, x),
+    "sum": lambda unit, x, y: sum([x, y]),
+    "sum, residual first": lambda unit, x, y: sum([y, x]),
+    "sum of three": lambda unit, x, y: x + y + x * unit.scale,
+    "sum of a stack": lambda unit, x, y: torch.stack([x, y]).sum(0),
+    "mean of a stack": lambda unit, x, y: torch.stack((y, x), dim=-1).mean(-1),
+    "alpha": lambda unit, x, y: torch.add(x, y, alpha=0.3),
+    "addcmul": lambda unit, x, y: torch.addcmul(x, y, unit.scale),
+    "lerp": lambda unit, x, y: torch.lerp(x, y, 0.3),
+    "lerp by a parameter": lambda unit, x, y: x.lerp(end=y, weight=unit.scale),
+    "another type": lambda unit, x, y: (x.double() + y.double()).float(),
+    "the whole of it": lambda unit, x, y: x + y[:, :8].reshape(x.shape),
+    "all of that": lambda unit, x, y: x.add_(unit.drop(y.clone()).mul(unit.scale) / 2 - unit.bias),
+}
+
+
+@pytest.mark.parametrize("form", SAME_MEANING)
+def test_a_residual_is_looked_at_before_scales_shifts_and_copies(form):
+    assert residuals_of(SAME_MEANING[form]) == (["1.conv2", "3.conv2"], [])
+
+
+OTHER_MEANING = {
+    "operation 'relu'": lambda unit, x, y: x + F.relu(y),
+    "operation 'getitem'": lambda unit, x, y: x[:, :, 1:-1, 1:-1] + y[:, :, 1:-1, 1:-1],
+    "operation 'rdiv'": lambda unit, x, y: x + 2 / y,
+    "operation 'div of a constant'": lambda unit, x, y: x + torch.div(unit.scale, y),
+    "product of two maps": lambda unit, x, y: x * (1 - x) + y * x,
+    "a product of two maps": lambda unit, x, y: torch.lerp(x, y, torch.sigmoid(x)),
+    "called 3 times": lambda unit, x, y: x + unit.conv1(unit.conv1(y)),
+    "operation 'roll'": lambda unit, x, y: sum([x, y.roll(1, 2)]),
+    "operation 'tanh'": lambda unit, x, y: torch.stack([x, torch.tanh(y)]).sum(0),
+}
+
+
+@pytest.mark.parametrize("reason", OTHER_MEANING)
+def test_residual_additions_without_a_site_are_told(reason):
+    sites, told = residuals_of(OTHER_MEANING[reason])
+    assert sites == []
+    assert len(told) == 1
+    assert told[0].startswith("2 residual additions have no site, in '1', '3': what is added ")
+    assert reason in told[0]
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda _, x, y: y,
+        lambda _, x, y: y + 1,
+        lambda _, x, y: y + F.avg_pool2d(y, 3, 1, 1),  # no convolution makes it
+        lambda _, x, y: F.avg_pool2d(y, 3, 1, 1) - y,
+        lambda _, x, y: y * torch.sigmoid(y.mean((2, 3), keepdim=True) + y.amax((2, 3), keepdim=True)),
+        lambda unit, x, y: torch.cat([y[:, :4], y[:, 4:] + unit.conv1(y)[:, 4:]], 1),  # a part of it
+    ],
+)
+def test_other_additions_are_not_told(add):
+    assert residuals_of(add)[1] == []
+
+
+def test_additions_without_a_site_are_told_where_others_have_theirs():
+    model = nn.Sequential(Unit(8), Written(OTHER_MEANING["operation 'relu'"]))
+    assert of_kind(find_sites(model, (8, 8, 8)), "residual") == ["0.bn2"]
+    assert unplaced_additions(model, (8, 8, 8)) == [
+        "1 residual addition has no site, in '1': what is added comes out of the operation 'relu', "
+        "which no module puts out"
+    ]
+    assert unplaced_additions("resnet18", (3, 32, 32)) == []
 
 
 def test_a_unit_that_is_called_twice_names_no_site():

@@ -103,6 +103,103 @@ def test_weights_of_another_network_are_refused_and_nothing_is_loaded(change, sa
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def without_classifier(state):
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+MLP = {"head.0.weight": torch.ones(8, 8), "head.2.weight": torch.ones(128, 8)}
+
+
+@pytest.mark.parametrize(
+    ("bring", "left", "fresh"),
+    [
+        (lambda own: prefixed("model.", own) | {"criterion.center": torch.ones(1, 4)}, "criterion.center", False),
+        (lambda own: own | {"criterion.pos_weight": torch.ones(4)}, "criterion.pos_weight", False),
+        (lambda own: own | {"total_ops": torch.ones(1), "unit1.bn2.total_params": torch.ones(1)}, "total_ops", False),
+        (lambda own: own | prefixed("ema.", {name: 2 * t for name, t in own.items()}), "ema.stem.weight", False),
+        (lambda own: prefixed("ema.", {n: 2 * t for n, t in own.items()}) | prefixed("model.", own), "ema.", False),
+        (lambda own: {"n_averaged": torch.ones(())} | prefixed("module.", own), "n_averaged", False),
+        (lambda own: prefixed("teacher.backbone.", own) | {"teacher.head.mlp.weight": torch.ones(9, 9)}, "mlp", False),
+        (lambda own: prefixed("student.", {n: 2 * t for n, t in own.items()}) | prefixed("teacher.", own), "s", False),
+        (
+            lambda own: prefixed("module.encoder_q.", without_classifier(own) | MLP)
+            | prefixed("module.encoder_k.", without_classifier({n: 2 * t for n, t in own.items()}) | MLP)
+            | {"module.queue": torch.ones(128, 9)},
+            "module.encoder_k.stem.weight",
+            True,
+        ),
+        (lambda own: without_classifier(own), "", True),
+        (lambda own: prefixed("backbone.", without_classifier(own)) | {"fc.weight": torch.ones(3, 3)}, "fc.w", True),
+        (lambda own: prefixed("d.body.", without_classifier(own)) | {"rpn.w": torch.ones(3, 3, 1, 1)}, "rpn", True),
+        (lambda own: {f"module.{n.replace('unit1.', 'unit1._orig_mod.')}": t for n, t in own.items()}, "", False),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_more_or_less_is_loaded_and_that_is_told(bring, left, fresh):
+    trained, model = Tiny(10), Tiny(10)
+    head = model.head.weight.detach().clone()
+    told = load_weights(model, Checkpoint("c", bring(trained.state_dict())))
+    for name, weight in model.named_parameters():
+        expected = head if fresh and name == "head.weight" else trained.get_parameter(name)
+        assert torch.equal(weight, expected) or (fresh and name == "head.bias")
+    assert len(told) == bool(left) + bool(fresh)
+    assert not left or (told[0].startswith("left out of c") and left in told[0])
+    assert not fresh or (told[-1].startswith("with fresh weights") and "head.weight, head.bias" in told[-1])
+
+
+def test_what_stays_fresh_for_another_number_of_classes_is_told():
+    assert load_weights(Tiny(10), Checkpoint("c", Tiny(1000).state_dict())) == (
+        "with fresh weights, as c has none of that shape: head.weight, head.bias",
+    )
+    assert load_weights(Tiny(10), Checkpoint("c", Tiny(10).state_dict())) == ()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"model.weight": torch.zeros(3)},
+        {"model.model.weight": torch.zeros(3), "model.other": torch.zeros(3)},
+        {".": torch.zeros(3), "": torch.zeros(3)},
+        {"a..b": torch.zeros(3)},
+        {"head.weight": torch.zeros(10, 8), "head.bias": torch.zeros(10)},
+    ],
+)
+def test_names_of_which_none_or_few_fit_are_refused_at_once(state):
+    with pytest.raises(BackboneError, match="do not fit the network: it lacks 'stem.weight'"):
+        load_weights(Tiny(10), Checkpoint("c", state))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
+@pytest.mark.parametrize(
+    ("given", "into"),
+    [("resnet34", "resnet18"), ("vgg13", "vgg11"), ("resnet18", "resnet34"), ("resnet50", "resnet18")],
+)
+def test_weights_of_a_sister_are_refused_under_any_prefix(given, into, prefix):
+    with torch.device("meta"):
+        one, other = (torchvision.models.get_model(name) for name in (given, into))
+    with pytest.raises(BackboneError, match="do not fit the network"):
+        load_weights(other, Checkpoint("c", prefixed(prefix, one.state_dict())))
+
+
+def test_a_network_without_its_last_stage_does_not_take_the_weights_of_the_whole():
+    part = torchvision.models.resnet18()
+    del part.layer4
+    with pytest.raises(BackboneError, match="it has the unknown 'layer4.0.conv1.weight' and"):
+        load_weights(part, Checkpoint("c", torchvision.models.resnet18().state_dict()))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v3_small", "convnext_tiny", "densenet121"])
+def test_a_torchvision_network_takes_a_checkpoint_without_its_classifier(name):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("classifier")}
+    (told,) = load_weights(model, Checkpoint("c", state))
+    assert "classifier" in told
+
+
 class Trap:
     """Writes a file when it is unpickled by a loader that runs what it reads."""
 

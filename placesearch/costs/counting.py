@@ -22,7 +22,6 @@ What is not well defined, and how it is decided here:
 An operator that the rule does not know is named in `Cost.uncounted`.
 """
 
-import copy
 import logging
 import math
 import warnings
@@ -31,9 +30,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from placesearch.models.graph import InputSize
+from placesearch.errors import BackboneError, reason_of
+from placesearch.models.copying import InputSize, copy_of, dtype_and_device, moved, plainly
+from placesearch.models.graph import record, tensors_in
 from placesearch.models.insertion import factors_of, set_factors
 from placesearch.records import Cost
 
@@ -146,11 +147,14 @@ RULE: dict[str, _Count | None] = {
 def profile(model: nn.Module, input_size: InputSize) -> Cost:
     """Count what a network costs for one image.
 
-    fvcore traces an eval copy; the argument is left as it is.
+    fvcore traces an eval copy, in single precision where that is possible; the argument is left as it is.
 
     Args:
         model: The network.
         input_size: Channels, height and width of its input.
+
+    Raises:
+        BackboneError: If the network cannot be copied, run or traced.
 
     Example:
         >>> import torchvision
@@ -158,25 +162,60 @@ def profile(model: nn.Module, input_size: InputSize) -> Cost:
         >>> f"{cost.macs:,} {cost.macs_full:,} {cost.params:,}"
         '1,814,073,344 1,821,449,216 11,689,512'
     """
-    copied = copy.deepcopy(model).cpu().float().eval()
-    set_factors(copied, dict.fromkeys(factors_of(copied), 1.0))
+    with torch.random.fork_rng(devices=[]):
+        plain = copy_of(model, input_size, share=True)
+    set_factors(plain, dict.fromkeys(factors_of(plain), 1.0))
+    own, here = dtype_and_device(model), (torch.float32, torch.device("cpu"))
+    own = (own[0], here[1] if own[1].type == "meta" else own[1])
+    try:
+        counts, uncounted = _counted(plain, input_size, *here)
+    except Exception as error:  # noqa: BLE001 - a network may raise anything, some only in another dtype than their own
+        try:
+            if own == here:
+                raise error
+            counts, uncounted = _counted(plain, input_size, *own)
+        except Exception as last:
+            record(plain, input_size)  # says why a network cannot be run at all
+            raise BackboneError(
+                f"the costs of {type(model).__name__} cannot be counted, as torch.jit.trace cannot follow it: "
+                f"{reason_of(last)}"
+            ) from last
+    return Cost(
+        macs=counts["products"],
+        macs_full=counts["products"] + counts["others"],
+        params=sum(weight.numel() for weight in plain.parameters()),
+        uncounted=tuple(sorted(name.removeprefix("aten::").rstrip("_") for name in uncounted)),
+    )
+
+
+def _counted(
+    plain: nn.Module, input_size: InputSize, dtype: torch.dtype, device: torch.device
+) -> tuple["Counter[str]", "Counter[str]"]:
+    """Return what fvcore counts in a network, and how often it met operators without a rule."""
+    copied = moved(copy_of(plain), device, dtype).eval()
     quiet = logging.getLogger("fvcore")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plainly():
             # torch deprecates torch.jit.trace, with which fvcore 0.1.5 looks at the network; no newer fvcore exists
             warnings.simplefilter("ignore")
-            analysis = FlopCountAnalysis(copied, torch.zeros(1, *input_size))
+            image = torch.zeros(1, *input_size, dtype=dtype, device=device)
+            analysis = FlopCountAnalysis(_TensorsOf(copied), image)
             handles = {f"aten::{name}{end}": count for name, count in RULE.items() for end in ("", "_")}
             analysis.clear_op_handles().set_op_handle(**handles)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            counts, uncounted = analysis.by_operator(), analysis.unsupported_ops()
+            return analysis.by_operator(), analysis.unsupported_ops()
     finally:
         quiet.setLevel(level)
-    return Cost(
-        macs=counts["products"],
-        macs_full=counts["products"] + counts["others"],
-        params=sum(weight.numel() for weight in model.parameters()),
-        uncounted=tuple(sorted(name.removeprefix("aten::").rstrip("_") for name in uncounted)),
-    )
+
+
+class _TensorsOf(nn.Module):
+    """A network whose output is its tensors alone; what else a network may put out cannot be traced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor for _, tensor in tensors_in(self.model(image)))

@@ -24,7 +24,7 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from placesearch.models.blocks import make_block
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, copy_of, moved
 from placesearch.models.insertion import insert
 from placesearch.models.sites import Site
 from placesearch.placement import BlockSetting, Placement
@@ -123,9 +123,11 @@ def _sample(
     """Return for each module its seconds a call, one number a round."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     memo: dict[int, Any] = {}  # what networks share, their copies share too
-    copies = [
-        copy.deepcopy(module, memo).to(device, dtype).to(memory_format=torch.channels_last) for module, _ in modules
-    ]
+    copies = []
+    for module, shape in modules:
+        plain = copy_of(module, shape, share=True)
+        copied = moved(copy.deepcopy(plain, memo), device, dtype)
+        copies.append(copied.to(memory_format=torch.channels_last))
     calls = [
         _timed(module.eval(), shape, device, dtype, batch_size)
         for module, (_, shape) in zip(copies, modules, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from placesearch.models.attachment import attach, has_name, homes_of
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, copy_of, dtype_and_device, moved, plainly
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,9 @@ class _Trial:
         homes = homes_of(copied)
         for name in sorted(ways, key=lambda name: name.count("."), reverse=True):
             attach(copied, name, _Counting(blocks, name), wrapped=ways[name], homes=homes)
-        with torch.no_grad(), uses:
-            copied(torch.zeros(1, *self._size, device=device))
+        dtype, _ = dtype_and_device(copied)
+        with torch.no_grad(), plainly(), uses:
+            copied(torch.zeros(1, *self._size, device=device, dtype=dtype))
         self.uses = uses.counts
         return blocks
 
@@ -131,7 +132,7 @@ def _copied(model: nn.Module, device: str) -> nn.Module:
             memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in model.buffers()}
             memo |= {id(w): nn.Parameter(w.detach().to("meta"), w.requires_grad) for w in model.parameters()}
             return copy.deepcopy(model, memo)
-    return copy.deepcopy(model).to(device)
+    return moved(copy_of(model), device)
 
 
 def _is_collection(module: nn.Module) -> bool:

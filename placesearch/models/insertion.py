@@ -1,6 +1,5 @@
 """Blocks into networks."""
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -12,7 +11,7 @@ from placesearch.errors import PlacementError, did_you_mean
 from placesearch.models.attachment import Attended, attach, block_of, homes_of
 from placesearch.models.blocks import AttentionBlock, make_block
 from placesearch.models.carrying import memory_of
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, copy_of
 from placesearch.models.sites import Site, every_site
 from placesearch.placement import BlockSetting, Placement
 
@@ -62,7 +61,7 @@ def insert(
     """
     if initial not in ("standard", "identity"):
         raise PlacementError(f"blocks start as 'standard' or 'identity', not '{initial}'")
-    model = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())} if share else None)
+    model = copy_of(model, input_size if placement else None, share=share)
     if sites is None:
         sites = every_site(model, input_size) if placement else ()
     known = {alias: site for site in sites for alias in (site.name, *site.aliases)}
@@ -156,7 +155,7 @@ def fold(model: nn.Module) -> nn.Module:
     Args:
         model: A network from `insert`, not a part of it and not one that holds it; left unchanged.
     """
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     weights = dict(model.named_parameters(remove_duplicate=False))
     owners = Counter(memory_of(w) for part in model.modules() for w in part._parameters.values() if w is not None)
     for block in blocks_of(model).values():

@@ -9,14 +9,21 @@ from torch import nn
 from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.carrying import try_carrying
-from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, record
+from placesearch.models.copying import copy_of
+from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, is_sum_of_stack, record
 
 _NORMS = {"batch_norm", "group_norm", "layer_norm", "instance_norm", "local_response_norm"}
 _ACTIVATIONS = {"relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "mish", "prelu", "clamp"}
 _CONVOLUTIONS = {"conv2d", "conv_transpose2d"}
 _ADAPTIVE = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
 _POOLS = _ADAPTIVE | {"avg_pool2d", "max_pool2d"}
-_COPIES = {"clone", "contiguous", "detach", "to", "type_as"}
+_COPIES = {"clone", "contiguous", "detach", "to", "type_as", "type", "float", "double", "half", "bfloat16"}
+_COPIES_OF_SAME_SHAPE = {"getitem", "pad", "view", "reshape", "expand", "view_as", "reshape_as", "expand_as", "narrow"}
+_SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv", "neg", "negative"}
+_SHIFTS = {"add", "sub", "subtract", "rsub"}
+_SUMS = {"add", "addcmul", "lerp"}
+_DIFFERENCES = {"sub", "subtract", "rsub"}
+_PRODUCT = "what is added is a product of two maps, which no module puts out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
 
     - `residual`: what is added to the skip path, right before the addition (where the authors of SE and CBAM put their
       blocks): of two maps that are added the one with the longer way from their nearest common ancestor, both where
-      they are equally long, looked at before a drop-path, a dropout or a scale by a parameter;
+      they are equally long, looked at before a drop-path, a dropout, a copy, and a scale or a shift by parameters or
+      constants. `x - y`, `torch.lerp`, `addcmul` and the sum of a stack are such additions, too;
     - `block`: what the module puts out that holds the whole residual unit, or, where none does, after the addition and
       its activation; in a network without such tensors, after each convolution with its norm and activation;
     - `stage`: the last `block` before the resolution falls, and the last of all;
@@ -82,8 +90,7 @@ def find_sites(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
 
 def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original") -> list[Site]:
     """Find all tensors that can be sites, also those of no kind; arguments and errors as for `find_sites`."""
-    model = _loaded(backbone, stem)
-    graph = record(model, input_size)
+    model, graph = _seen(backbone, input_size, stem)
     if sum(node.operation in _CONVOLUTIONS for node in graph.nodes) < 2:
         raise BackboneError(
             f"{type(model).__name__} has no feature maps (batch, channels, height, width): fewer than two convolutions"
@@ -128,15 +135,41 @@ def last_map(backbone: str | nn.Module, input_size: InputSize, stem: str = "orig
         >>> last_map("resnet18", (3, 224, 224)), last_map("resnet18", (3, 32, 32))
         ((7, 7), (1, 1))
     """
-    last = _last(record(_loaded(backbone, stem), input_size))
+    last = _last(_seen(backbone, input_size, stem)[1])
     return (last.shape[2], last.shape[3]) if last else None
 
 
-def _loaded(backbone: str | nn.Module, stem: str) -> nn.Module:
-    if isinstance(backbone, nn.Module):
-        return backbone
+def unplaced_additions(
+    backbone: str | nn.Module, input_size: InputSize = (3, 224, 224), stem: str = "original"
+) -> list[str]:
+    """Say how many residual additions have no site of kind `residual`, where, and why.
+
+    Arguments and errors as for `find_sites`.
+
+    Returns:
+        A sentence for each reason, without a full stop; empty if every residual addition has its site.
+    """
+    model, graph = _seen(backbone, input_size, stem)
+    names, pooled = _names(graph), _pooled(graph)
+    reasons: dict[str, list[str]] = {}
+    for addition, operands in _residual_additions(graph, names):
+        nameless = [operand for operand in operands if _named_before(operand, names) is None]
+        some = len(nameless) < len(operands) == 2  # of two equally long ways one has a site
+        if nameless and not some and addition not in pooled and _is_learned(operands, addition):
+            reasons.setdefault(_why_nameless(nameless[-1], graph), []).append(addition.within)
+    for node in graph.nodes:
+        gated = node.operation in ("addcmul", "lerp") and len(node.inputs) > 2
+        if gated and node.is_map and node not in pooled and _is_learned(list(node.inputs), node):
+            reasons.setdefault(_PRODUCT, []).append(node.within)
+    return [_told(places, reason) for reason, places in reasons.items()]
+
+
+def _seen(backbone: str | nn.Module, input_size: InputSize, stem: str) -> tuple[nn.Module, Graph]:
+    """Return a network as an ordinary module, whose names a placement uses, and what it does."""
     with torch.random.fork_rng(devices=[]):
-        return load_backbone(backbone, num_classes=10, stem=stem)
+        model = backbone if isinstance(backbone, nn.Module) else load_backbone(backbone, num_classes=10, stem=stem)
+        model = copy_of(model, input_size, share=True)
+    return model, record(model, input_size)
 
 
 def _names(graph: Graph) -> dict[Node, list[str]]:
@@ -151,9 +184,10 @@ def _names(graph: Graph) -> dict[Node, list[str]]:
 def _kinds(graph: Graph, names: dict[Node, list[str]]) -> dict[Node, set[str]]:
     kinds: dict[Node, set[str]] = {}
     users = _users(graph)
-    additions = [node for node in graph.nodes if _is_residual_addition(node)]
-    for addition in additions:
-        for operand in _residuals(addition):
+    additions = []
+    for addition, operands in _residual_additions(graph, names):
+        additions.append(addition)
+        for operand in operands:
             site = _named_before(operand, names)
             if site is not None:
                 kinds.setdefault(site, set()).add("residual")
@@ -208,24 +242,92 @@ def _with_norm_and_activation(node: Node, users: dict[Node, list[Node]]) -> Iter
             yield node
 
 
-def _is_residual_addition(node: Node) -> bool:
-    return (
-        node.operation == "add"
-        and node.is_map
-        and len(node.inputs) == 2
-        and all(source.shape == node.shape for source in node.inputs)
-    )
+def _residual_additions(graph: Graph, names: dict[Node, list[str]]) -> Iterator[tuple[Node, list[Node]]]:
+    """Yield each addition of maps of one shape, and which of them are the residual."""
+    users = _users(graph)
+    for node in graph.nodes:
+        terms = _terms(node) if node.is_map else []
+        residuals = _residuals(terms, longest=True)
+        if residuals and not any(_named_before(operand, names) for operand in residuals):
+            every = _flat(node, users)
+            start = _start(every)
+            if len(every) > len(terms) and any(start in _before(term) for term in every):
+                residuals = _residuals(every, longest=False)  # of x + y + z the first sum is no module's either
+        # a difference may also be what a pooling or a blur leaves, a stack what a gate chooses from
+        if terms and (node.operation == "add" or _is_learned(residuals, node)):
+            yield node, residuals
 
 
-def _residuals(addition: Node) -> list[Node]:
-    """Return the operand with the longer way from the nearest common ancestor; of equally long ones both."""
-    left, right = addition.inputs
-    common = _ancestors(left) & _ancestors(right)
-    if not common:
+def _terms(node: Node) -> list[Node]:
+    """Return the maps that an operation adds, or subtracts from each other; none if it does something else."""
+    terms = list(node.inputs)
+    if is_sum_of_stack(node.operation, node.inputs, node.shape):
+        terms = list(node.inputs[0].inputs)
+    elif node.operation not in _SUMS | _DIFFERENCES or len(terms) != 2:
         return []
-    start = max(common, key=lambda node: node.index)
-    ways = _way(start, left), _way(start, right)
-    return [operand for operand, way in zip((left, right), ways, strict=True) if way == max(ways)]
+    return terms if all(term.shape == node.shape for term in terms) and len(terms) > 1 else []
+
+
+def _flat(node: Node, users: dict[Node, list[Node]]) -> list[Node]:
+    """Return the terms of a sum, with those of sums that are made for it alone."""
+    flat = []
+    for term in _terms(node):
+        inner = len(users[term]) == 1 and term.within == node.within and _terms(term)
+        flat += _flat(term, users) if inner else [term]
+    return flat
+
+
+def _residuals(terms: list[Node], *, longest: bool) -> list[Node]:
+    """Return the terms with the longest way from the nearest common ancestor, or all but those with the shortest."""
+    start = _start(terms)
+    if start is None:
+        return []
+    terms = [term for term in terms if term is start or start not in _before(term)]  # it scaled is still the skip
+    ways = [_way(start, term) for term in terms]
+    if longest or len(set(ways)) == 1:
+        return [term for term, way in zip(terms, ways, strict=True) if way == max(ways) > 0]
+    return [term for term, way in zip(terms, ways, strict=True) if way > min(ways)]
+
+
+def _start(terms: list[Node]) -> Node | None:
+    """Return the nearest common ancestor."""
+    common = set.intersection(*map(_ancestors, terms)) if terms else set()
+    return max(common, key=lambda node: node.index, default=None)
+
+
+def _is_learned(residuals: list[Node], addition: Node) -> bool:
+    """Tell whether convolutions make what is added to a map, or to a projection of it; parts of it do not count."""
+    terms = _terms(addition) or residuals
+    start = _start(terms)
+    if start is None or not residuals:
+        return False
+
+    def depth(term: Node) -> int:
+        return sum(node.operation in _CONVOLUTIONS and node.index > start.index for node in _ancestors(term))
+
+    skip = min(terms, key=depth)
+    whole = len(start.shape) == 4 and start.shape[1] == skip.shape[1]
+    return depth(skip) < depth(max(terms, key=depth)) and (depth(skip) == 1 or (depth(skip) == 0 and whole))
+
+
+def _why_nameless(operand: Node, graph: Graph) -> str:
+    """Say why no module puts out what an addition adds."""
+    before = _before(operand)[-1]
+    if before in [node for _, node in graph.outputs]:
+        name = next(name for name, node in graph.outputs if node is before)
+        if graph.calls[name] > 1:
+            return f"what is added is put out by a module that is called {graph.calls[name]} times"
+        return "what is added is put out by a module that cannot carry a block"
+    if len(before.inputs) == 2 and before.operation in ("mul", "multiply"):
+        return _PRODUCT
+    return f"what is added comes out of the operation '{before.operation}', which no module puts out"
+
+
+def _told(places: list[str], reason: str) -> str:
+    shown = [f"'{place}'" if place else "the network's own forward" for place in dict.fromkeys(places)]
+    more = f" and {len(shown) - 3} more" if shown[3:] else ""
+    count = "1 residual addition has" if len(places) == 1 else f"{len(places)} residual additions have"
+    return f"{count} no site, in {', '.join(shown[:3])}{more}: {reason}"
 
 
 def _ancestors(node: Node) -> set[Node]:
@@ -249,12 +351,21 @@ def _way(start: Node, end: Node) -> int:
 
 
 def _named_before(operand: Node, names: dict[Node, list[str]]) -> Node | None:
-    """Step back over copies and scales by a parameter; return the first of these tensors that has a name."""
+    """Step back over copies, scales and shifts; return the first of these tensors that has a name."""
+    return next((node for node in reversed(_before(operand)) if node in names), None)
+
+
+def _before(operand: Node) -> list[Node]:
+    """Return a tensor and those that it is a copy of, scaled and shifted by parameters or constants."""
     way = [operand]
-    while len(operand.inputs) == 1 and operand.operation in {"mul", *_COPIES}:
-        operand = operand.inputs[0]
+    while len(operand.inputs) == 1:
+        source = operand.inputs[0]
+        same = operand.operation in _COPIES_OF_SAME_SHAPE and source.shape == operand.shape
+        if not same and operand.operation not in _SCALES | _SHIFTS | _COPIES:
+            break
+        operand = source
         way.append(operand)
-    return next((node for node in reversed(way) if node in names), None)
+    return way
 
 
 def _pooled(graph: Graph) -> set[Node]:
