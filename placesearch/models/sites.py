@@ -149,7 +149,7 @@ def unplaced_additions(
     Returns:
         A sentence for each reason, without a full stop; empty if every residual addition has its site.
     """
-    model, graph = _seen(backbone, input_size, stem)
+    _, graph = _seen(backbone, input_size, stem)
     names, pooled = _names(graph), _pooled(graph)
     reasons: dict[str, list[str]] = {}
     for addition, operands in _residual_additions(graph, names):

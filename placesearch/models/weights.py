@@ -95,7 +95,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     given = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
     given, blocks = own_names(model, given), weights_of_blocks(model)
     part_of = _parts(own)
-    heads = _heads(own, part_of)
+    heads = _heads(own, part_of, blocks)
     filled = {part_of(name) for name in given if name in own}
     left = [name for name in tensors if name not in named or not name.startswith(prefix)]
     for name in [name for name in given if name not in own]:
@@ -171,11 +171,11 @@ def _parts(own: Mapping[str, Tensor]) -> Callable[[str], str | None]:
     return part_of
 
 
-def _heads(own: Mapping[str, Tensor], part_of: Callable[[str], str | None]) -> set[str | None]:
+def _heads(own: Mapping[str, Tensor], part_of: Callable[[str], str | None], blocks: Collection[str]) -> set[str | None]:
     """Return the parts of a network that have linear layers and no convolutions."""
     dims: dict[str | None, set[int]] = {}
     for name, tensor in own.items():
-        if not _may_lack(name):
+        if not _may_lack(name, blocks):
             dims.setdefault(part_of(name), set()).add(tensor.dim())
     return {part for part, of_part in dims.items() if 2 in of_part and max(of_part) == 2}
 
