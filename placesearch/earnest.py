@@ -25,7 +25,8 @@ from placesearch.errors import InputError
 from placesearch.evaluation.candidate import steady
 from placesearch.models.architecture import Architecture
 from placesearch.models.insertion import fold
-from placesearch.models.weights import Checkpoint, read_weights
+from placesearch.models.outputs import check_outputs
+from placesearch.models.weights import Checkpoint, load_weights, read_weights
 from placesearch.placement import Placement
 from placesearch.plan import AT_BATCH_SIZE, DEFAULTS, DIGITS, FINE_TUNING, LEARNING_RATE, device_name
 from placesearch.records import Epoch, StepEnded, Told
@@ -224,7 +225,7 @@ class _Training:
                 f"a batch of {trainer.batch_size} cannot be shared among {self._team.size} processes; give a "
                 "--batch-size that they divide"
             )
-        for text in self._opening(images, protocol):
+        for text in (*self._opening(images, protocol), *self._looked_at()):
             self._watch(Told(text))
         with steady(self._device, protocol.threads):
             self._train(trainer, images)
@@ -252,6 +253,15 @@ class _Training:
         )
         if self._log:
             yield f"  going on after epoch {len(self._log)}"
+
+    def _looked_at(self) -> Iterator[str]:
+        """Say what is taken of what the network puts out, and what of the weights was left out."""
+        architecture = self._architecture
+        model = architecture.build(seed=self._settings["seed"])
+        told = check_outputs(model, architecture.input_size, architecture.num_classes)
+        yield from (
+            f"  {text}" for text in (*told, *(load_weights(model, self._checkpoint) if self._checkpoint else ()))
+        )
 
     def _train(self, trainer: Trainer, images: Mapping[str, int]) -> None:
         """Take all steps that are left; at the end of each epoch validate and store everything."""

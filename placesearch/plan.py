@@ -27,7 +27,8 @@ from placesearch.errors import BackboneError, InputError
 from placesearch.evaluation.versions import PACKAGES, versions
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, initialise
+from placesearch.models.outputs import check_outputs
 from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
@@ -146,8 +147,6 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if start == "branch" and config.evaluate:
         raise InputError("--start branch stops the built-in training; your own evaluation cannot start from there")
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
-    if checkpoint is not None:
-        load_weights(backbone, checkpoint)
     side = config.input_size or (_side_for_a_map(backbone, native) if is_digits else native)
     budget = DIGITS if is_digits else DEFAULTS
     filled: dict[str, Any] = {
@@ -175,6 +174,10 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)
     input_size = (3, side, side)
+    with torch.random.fork_rng(devices=[]):
+        initialise(backbone, input_size)
+    loaded = load_weights(backbone, checkpoint) if checkpoint is not None else ()
+    outputs = () if config.evaluate else check_outputs(backbone, input_size, num_classes)
     every = every_site(backbone, input_size)
     if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
         config = config.model_copy(update={"sites": ("block",)})
@@ -252,7 +255,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     space, references, notes = within_budget(config, limits, space, references, prices)
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
-    notes += flat_axes(config, space, prices)
+    notes += [*loaded, *outputs, *flat_axes(config, space, prices)]
     if definition.skipped:
         first, more = ", ".join(definition.skipped[:3]), len(definition.skipped) - 3
         notes.append(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
+from placesearch.models.outputs import logits_of
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, FileSplit, Split
 from placesearch.training.graphed import GraphedStep, Step
@@ -113,7 +114,7 @@ class Trainer:
     def __init__(self, data: Data, protocol: Protocol, device: torch.device, team: Team = ALONE) -> None:
         self.device, self.flip, self._team = device, data.flip, team
         self.train_split = data.splits["train"].on(device)
-        self._splits = data.splits
+        self._splits, self._classes = data.splits, len(data.classes)
         count = len(self.train_split.labels)
         sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
         pixels = sample.to(device).reshape(-1, 3).float() / 255
@@ -267,7 +268,8 @@ class Trainer:
         def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
             pixels = self._augmented(images, shifts, mirrored)
             with self._autocast():
-                loss = F.cross_entropy(_logits(forward(pixels)), labels, label_smoothing=LABEL_SMOOTHING)
+                logits = logits_of(forward(pixels), len(labels), self._classes)
+                loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -296,7 +298,7 @@ class Trainer:
         for batch, images in zip(batches, self._read(split, batches), strict=True):
             labels = split.labels[batch.to(self.device)]
             with self._autocast():
-                logits = _logits(model(self._normalised(images))).float()
+                logits = logits_of(model(self._normalised(images)), len(labels), self._classes).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
         model.train(was_training)
@@ -373,8 +375,3 @@ def _set_dice(device: torch.device, state: Tensor) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _logits(output: Any) -> Tensor:
-    """Return the logits of a network that may put out auxiliary ones after them, as GoogLeNet does in training."""
-    return output if isinstance(output, Tensor) else output[0]
