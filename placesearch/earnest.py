@@ -1,6 +1,5 @@
 """Training an architecture in earnest: many epochs, resumable, with the best weights and their test accuracy."""
 
-import copy
 import csv
 import importlib.metadata
 import io
@@ -24,6 +23,7 @@ from placesearch.config import read_yaml
 from placesearch.errors import InputError
 from placesearch.evaluation.candidate import steady
 from placesearch.models.architecture import Architecture
+from placesearch.models.copying import copy_of
 from placesearch.models.insertion import fold
 from placesearch.models.outputs import check_outputs
 from placesearch.models.weights import Checkpoint, load_weights, read_weights
@@ -272,7 +272,7 @@ class _Training:
             _load(model, snapshot.weights, self._folder)
             _check_momentum(model, snapshot, self._folder)
         optimizer = trainer.optimizer(model, branch=branch)
-        average = copy.deepcopy(model) if decay is not None else None
+        average = copy_of(model) if decay is not None else None
         if snapshot is not None and average is not None:
             _load(average, snapshot.average, self._folder)
         judged = model if average is None else average

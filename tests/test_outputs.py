@@ -97,7 +97,6 @@ REFUSED = {
         y[:, :, None, None].expand(-1, -1, 2, 2) * 1
     ),
     "no tensor; expected": lambda y, f, training: "logits",
-    "the first and, made of that, the second, both": lambda y, f, training: (y, y * 2),
     "cannot be run in training: .*KeyError: target": lambda y, f, training: {}["target"] if training else y,
 }
 
@@ -107,6 +106,13 @@ def test_outputs_without_plain_logits_get_one_line(says):
     with pytest.raises(BackboneError, match=says.replace("KeyError: target", "KeyError: 'target'")) as caught:
         check_outputs(Wrapping(REFUSED[says]), SIZE, 3)
     assert "\n" not in str(caught.value)
+
+
+def test_features_as_wide_as_there_are_classes_are_not_taken_for_logits():
+    with pytest.raises(BackboneError, match="the first and, made of that, the second, both of shape"):
+        check_outputs(Wrapping(lambda y, f, training: (f, y), classes=8), SIZE, 8)
+    (told,) = check_outputs(Wrapping(lambda y, f, training: (y, y.detach(), y.softmax(1))), SIZE, 3)
+    assert "the first is taken as logits" in told
 
 
 def test_logits_of_another_width_are_refused():

@@ -120,14 +120,16 @@ def _fits(shape: tuple[int, ...], images: int, classes: int) -> bool:
 
 
 def _made_of(path: Path, graph: Graph, images: int, classes: int) -> Path | None:
-    """Return where another tensor of the shape of logits is that was made of the chosen one; None if there is none."""
+    """Return where another tensor of that shape is that layers make of the chosen one, which then is none of logits."""
     nodes: dict[Path, Node | None] = {path: node for path, _, node in graph.returned}
     chosen = nodes[path]
     if path[-1:] in (("logits",), ("out",)) or chosen is None:
         return None
     for other, shape, node in graph.returned:
-        if node is not None and node is not chosen and _fits(shape, images, classes) and chosen in ancestors(node):
-            return other
+        if node is not None and _fits(shape, images, classes) and chosen in ancestors(node):
+            between = ancestors(node) - ancestors(chosen)
+            if any(step.parameters for step in between):
+                return other
     return None
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
+from placesearch.models.copying import dtype_and_device
 from placesearch.models.outputs import logits_of
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, FileSplit, Split
@@ -263,10 +264,10 @@ class Trainer:
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
         """Return what takes one step: images, labels and what is drawn for each image in, the loss out."""
-        forward = self._team.joined(model)
+        forward, (dtype, _) = self._team.joined(model), dtype_and_device(model)
 
         def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-            pixels = self._augmented(images, shifts, mirrored)
+            pixels = self._augmented(images, shifts, mirrored).to(dtype)
             with self._autocast():
                 logits = logits_of(forward(pixels), len(labels), self._classes)
                 loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
@@ -290,7 +291,7 @@ class Trainer:
         Raises:
             TrainingError: If the loss is not finite.
         """
-        was_training = model.training
+        was_training, (dtype, _) = model.training, dtype_and_device(model)
         model.eval()
         split, right = self._splits[name].on(self.device), []
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -298,7 +299,7 @@ class Trainer:
         for batch, images in zip(batches, self._read(split, batches), strict=True):
             labels = split.labels[batch.to(self.device)]
             with self._autocast():
-                logits = logits_of(model(self._normalised(images)), len(labels), self._classes).float()
+                logits = logits_of(model(self._normalised(images).to(dtype)), len(labels), self._classes).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
         model.train(was_training)
