@@ -89,6 +89,8 @@ def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
     """Find all tensors that can be sites, also those of no kind; arguments and errors as for `find_sites`."""
     model, graph = _seen(backbone, input_size, stem)
     if sum(node.operation in _CONVOLUTIONS for node in graph.nodes) < 2:
+        if graph.result is None:
+            raise BackboneError(f"{type(model).__name__} puts out nothing that operations of torch make of its input")
         raise BackboneError(
             f"{type(model).__name__} has no feature maps (batch, channels, height, width): fewer than two convolutions"
         )
