@@ -1,6 +1,5 @@
 """Training an architecture in earnest: many epochs, resumable, with the best weights and their test accuracy."""
 
-import copy
 import csv
 import importlib.metadata
 import io
@@ -24,9 +23,10 @@ from placesearch.config import read_yaml, short_input_size
 from placesearch.errors import InputError
 from placesearch.evaluation.candidate import steady
 from placesearch.models.architecture import Architecture
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, copy_of
 from placesearch.models.insertion import fold
-from placesearch.models.weights import Checkpoint, has_blocks, read_weights
+from placesearch.models.outputs import check_outputs
+from placesearch.models.weights import Checkpoint, has_blocks, load_weights, read_weights
 from placesearch.plan import AT_BATCH_SIZE, DEFAULTS, DIGITS, FINE_TUNING, LEARNING_RATE, device_name, notes_on_data
 from placesearch.records import Epoch, StepEnded, Told
 from placesearch.reporting.curve_picture import best_of, curve_svg
@@ -229,7 +229,7 @@ class _Training:
                 f"a batch of {trainer.batch_size} cannot be shared among {self._team.size} processes; give a "
                 "--batch-size that they divide"
             )
-        for text in (*self._opening(images, protocol), *data.notes):
+        for text in (*self._opening(images, protocol), *self._looked_at(), *data.notes):
             self._watch(Told(text))
         with steady(self._device, protocol.threads):
             self._train(trainer, images)
@@ -259,6 +259,15 @@ class _Training:
         if self._log:
             yield f"  going on after epoch {len(self._log)}"
 
+    def _looked_at(self) -> Iterator[str]:
+        """Say what is taken of what the network puts out, and what of the weights was left out."""
+        architecture = self._architecture
+        model = architecture.build(seed=self._settings["seed"])
+        told = check_outputs(model, architecture.input_size, architecture.num_classes)
+        yield from (
+            f"  {text}" for text in (*told, *(load_weights(model, self._checkpoint) if self._checkpoint else ()))
+        )
+
     def _train(self, trainer: Trainer, images: Mapping[str, int]) -> None:
         """Take all steps that are left; at the end of each epoch validate and store everything."""
         decay, epochs = self._settings["ema"], self._settings["epochs"]
@@ -268,7 +277,7 @@ class _Training:
             _load(model, snapshot.weights, self._folder)
             _check_momentum(model, snapshot, self._folder)
         optimizer = trainer.optimizer(model, branch=branch)
-        average = copy.deepcopy(model) if decay is not None else None
+        average = copy_of(model) if decay is not None else None
         if snapshot is not None and average is not None:
             _load(average, snapshot.average, self._folder)
         judged = model if average is None else average

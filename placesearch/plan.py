@@ -27,7 +27,8 @@ from placesearch.errors import BackboneError, InputError, printable
 from placesearch.evaluation.versions import PACKAGES, versions
 from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import input_channels, load_backbone
-from placesearch.models.graph import InputSize
+from placesearch.models.copying import InputSize, initialise
+from placesearch.models.outputs import check_outputs
 from placesearch.models.sites import Site, every_site, last_map
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
@@ -151,8 +152,6 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if start == "branch" and config.evaluate:
         raise InputError("--start branch stops the built-in training; your own evaluation cannot start from there")
     checkpoint = read_weights(config.weights, config.backbone) if config.weights else None
-    if checkpoint is not None:
-        load_weights(backbone, checkpoint)
     channels = input_channels(backbone)
     side = config.input_size or (_side_for_a_map(backbone, native, channels) if is_digits else native)
     input_size = full_input_size(side, channels)
@@ -181,6 +180,10 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if config.trials is None and config.timeout is None and config.until is None:
         filled |= {"trials": DIGITS_TRIALS, "timeout": DIGITS_TIMEOUT} if is_digits else {"trials": DEFAULT_TRIALS}
     config = config.model_copy(update=filled)
+    with torch.random.fork_rng(devices=[]):
+        initialise(backbone, input_size)
+    loaded = load_weights(backbone, checkpoint) if checkpoint is not None else ()
+    outputs = () if config.evaluate else check_outputs(backbone, input_size, num_classes)
     every = every_site(backbone, input_size)
     if "sites" not in config.model_fields_set and not any("residual" in site.kinds for site in every):
         config = config.model_copy(update={"sites": ("block",)})
@@ -260,7 +263,7 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
     notes += flat_axes(config, space, prices)
-    notes = [*data_notes, *notes]
+    notes = [*data_notes, *(f"note: {line}" for line in (*loaded, *outputs)), *notes]
     if definition.skipped:
         first, more = ", ".join(definition.skipped[:3]), len(definition.skipped) - 3
         notes.append(

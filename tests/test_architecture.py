@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from test_placement import placements
 
 import placesearch.models.architecture
-from placesearch.errors import InputError, PlacementError
+from placesearch.costs import CostTable, profile
+from placesearch.costs.latency import measure
+from placesearch.errors import BackboneError, InputError, PlacementError
+from placesearch.exporting.formats import export
 from placesearch.models.architecture import Architecture, Found
+from placesearch.models.sites import find_sites
 from placesearch.placement import Placement
 
 TEXT = """\
@@ -177,3 +181,56 @@ def test_what_the_published_schema_refuses_is_refused_in_loading(tmp_path, old, 
         jsonschema.validate(yaml.safe_load(text), schema)
     with pytest.raises(InputError):
         Architecture.load(write(tmp_path, text))
+
+
+GREY = """
+import torch
+from networks import Unit
+from torch import nn
+
+
+def grey(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), Unit(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)
+    )
+
+
+def lazy(num_classes):
+    return nn.Sequential(
+        nn.LazyConv2d(8, 3, padding=1), Unit(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(num_classes)
+    )
+
+
+def compiled(num_classes):
+    return torch.compile(grey(num_classes))
+"""
+
+
+@pytest.mark.parametrize("name", ["grey", "lazy", "compiled"])
+def test_an_input_of_one_channel_that_is_no_square_works_everywhere(workplace, name):
+    (workplace / f"own_{name}.py").write_text(GREY)
+    size, backbone = (1, 28, 40), f"own_{name}:{name}"
+    site = next(site for site in find_sites(backbone, size) if "residual" in site.kinds)
+    assert (site.name, site.channels, site.height, site.width) == ("1.bn2", 8, 28, 40)
+    architecture = Architecture(
+        backbone=backbone, num_classes=3, input_size=size, placement=Placement.parse("1.bn2=cbam(r=2,k=3)")
+    )
+    architecture.save("a.yaml")
+    assert Architecture.load("a.yaml", allow=[backbone]) == architecture
+    model, again = architecture.build(seed=1), architecture.build(seed=1)
+    assert all(torch.equal(weight, other) for weight, other in zip(model.parameters(), again.parameters(), strict=True))
+    assert model(torch.zeros(2, *size)).shape == (2, 3)
+    plain = architecture.model_copy(update={"placement": Placement()}).build()
+    cost = profile(model, size)
+    assert cost == CostTable(plain, size).cost(architecture.placement)
+    assert profile(plain, size).macs == 28 * 40 * 9 * (8 + 2 * 64) + 3 * 8
+    assert measure([plain, model], size, device=torch.device("cpu"), seconds=0.01)[1].median_ms > 0
+    assert export(architecture, "pt2", "a.pt2").difference < 1e-5
+
+
+def test_torchvisions_networks_say_how_many_channels_they_want():
+    for name in ("resnet18", "googlenet"):
+        with pytest.raises(BackboneError, match=r"does not take an input of 1x64x64: .* wants 3 channels, not 1"):
+            find_sites(name, (1, 64, 64))
+    wide = [(site.height, site.width) for site in find_sites("resnet18", (3, 64, 128)) if "stage" in site.kinds]
+    assert wide == [(16, 32), (8, 16), (4, 8), (2, 4)]

@@ -93,6 +93,12 @@ def test_a_lazy_copy_is_initialised_once_and_keeps_its_mode_and_statistics():
     assert torch.equal(copied[0].weight, before)
 
 
+def test_a_lazy_network_in_another_dtype_gets_its_shapes_in_that():
+    copied = copy_of(lazy_net().half(), SIZE)
+    assert {weight.dtype for weight in copied.parameters()} == {torch.float16}
+    assert kinds(lazy_net().half()) == kinds(net())
+
+
 class Auxiliary(Tiny):
     """A network with a lazy head that is run in training only, and a norm whose statistics must not move."""
 
@@ -275,6 +281,25 @@ def test_the_first_floating_tensor_says_the_dtype():
 def test_an_input_is_blamed_where_it_does_not_fit(model, size, says):
     with pytest.raises(BackboneError, match=says):
         find_sites(model, size)
+
+
+def test_a_network_that_leaves_torch_is_told_so():
+    class Leaving(nn.Sequential):
+        def forward(self, x):
+            return super().forward(torch.from_numpy(x.numpy()))
+
+    with pytest.raises(BackboneError, match="Leaving puts out nothing that operations of torch make of its input"):
+        find_sites(Leaving(*net()), SIZE)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_what_it_was_afterwards(reentrant):
+    given = torch.utils.checkpoint.CheckpointFunction
+    model = net()
+    model[1] = Checkpointed(reentrant)
+    with pytest.raises(BackboneError):
+        find_sites(model, (1, 16, 16))
+    assert torch.utils.checkpoint.CheckpointFunction is given
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from networks import Broken, Tiny
 from PIL import Image
 from torch import nn
 
-from placesearch.errors import TrainingError
+from placesearch.errors import BackboneError, TrainingError
 from placesearch.models.insertion import insert
 from placesearch.placement import Placement
 from placesearch.training import datasets, loop
@@ -212,6 +212,27 @@ def test_of_several_outputs_the_first_is_the_logits(digits):
 
     torch.manual_seed(0)
     assert trained(digits, WithAuxiliary(10)) == trained(digits, tiny())
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"features": y[:, :4], "logits": y}, lambda y: y[:, :, None, None]])
+def test_logits_that_come_in_another_form_are_trained_alike(digits, wrap):
+    class Wrapped(Tiny):
+        def forward(self, x):
+            return wrap(super().forward(x))
+
+    torch.manual_seed(0)
+    assert trained(digits, Wrapped(10)) == trained(digits, tiny())
+
+
+def test_a_network_of_another_width_than_the_data_is_refused(digits):
+    with pytest.raises(BackboneError, match="puts out 7 values for 10 classes"):
+        trained(digits, Tiny(7))
+
+
+def test_images_have_the_dtype_of_the_network(digits):
+    expected, _ = trained(digits, tiny())
+    assert trained(digits, tiny().double())[0] == pytest.approx(expected, abs=0.02)
+    assert trained(digits, tiny().bfloat16())[0] == pytest.approx(expected, abs=0.15)  # 8 bits of mantissa
 
 
 def test_a_train_split_smaller_than_a_batch_is_one_batch(digits):

@@ -12,6 +12,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import load_backbone
 from placesearch.models.blocks import make_block
 from placesearch.models.code import names_code
+from placesearch.models.copying import initialise
 from placesearch.models.sites import Site, every_site
 from placesearch.models.weights import DEFAULT, read_weights
 
@@ -54,7 +55,13 @@ def backbone_without_memory(architecture: Architecture) -> nn.Module:
     Raises:
         BackboneError: If it cannot be built.
     """
-    return _without_memory(lambda: load_backbone(architecture.backbone, architecture.num_classes, architecture.stem))
+
+    def make() -> nn.Module:
+        backbone = load_backbone(architecture.backbone, architecture.num_classes, architecture.stem)
+        initialise(backbone, architecture.input_size)
+        return backbone
+
+    return _without_memory(make)
 
 
 def build_without_memory(architecture: Architecture, sites: Sequence[Site]) -> nn.Module:

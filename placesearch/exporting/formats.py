@@ -19,6 +19,7 @@ from placesearch.exporting.timm_source import timm_source
 from placesearch.exporting.torch_program import torch_program
 from placesearch.models.architecture import Architecture
 from placesearch.models.graph import InputSize
+from placesearch.models.outputs import put_out_logits
 from placesearch.reporting.writing import replace_file
 
 
@@ -113,7 +114,9 @@ def export(architecture: Architecture, format: str, path: str | Path, *, weights
         raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {path.parent}'}")
     size, contents, differs = architecture.input_size, {}, None
     if found.program is not None:
-        contents[path], differs = found.program(build_for_export(architecture, weights), size)
+        model = build_for_export(architecture, weights)
+        put_out_logits(model, size, architecture.num_classes)
+        contents[path], differs = found.program(model, size)
     elif found.text is not None:
         contents[path] = found.text(architecture).encode()
         if weights is not None:

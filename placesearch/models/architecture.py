@@ -22,6 +22,7 @@ from placesearch.config import first_problem, read_yaml, shown
 from placesearch.errors import InputError, PlacementError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.code import names_code
+from placesearch.models.copying import initialise
 from placesearch.models.insertion import factors_of, insert, set_factors
 from placesearch.models.sites import Site, every_site
 from placesearch.models.weights import Checkpoint, load_weights, read_weights
@@ -234,12 +235,11 @@ class Architecture(BaseModel):
             PlacementError: If the backbone cannot take the placement.
         """
         classes = self.num_classes if num_classes is None else num_classes
-        if seed is None:
-            backbone = load_backbone(self.backbone, classes, self.stem)
-        else:
-            with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
                 torch.manual_seed(seed)
-                backbone = load_backbone(self.backbone, classes, self.stem)
+            backbone = load_backbone(self.backbone, classes, self.stem)
+            initialise(backbone, self.input_size)
         try:
             model = insert(
                 backbone, self.placement, input_size=self.input_size, sites=sites, seed=seed, initial=initial

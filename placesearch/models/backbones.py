@@ -10,6 +10,7 @@ from torchvision.models import ResNet
 
 from placesearch.errors import BackboneError, did_you_mean
 from placesearch.models.code import import_named, names_code
+from placesearch.models.copying import copy_of
 
 LARGEST = 500_000_000
 """Parameters that a ResNet with other numbers of units may have, several times those of the largest one."""
@@ -30,7 +31,7 @@ def load_backbone(name: str, num_classes: int, stem: str = "original") -> nn.Mod
             pooling goes.
 
     Raises:
-        BackboneError: If the name is unknown, or its code cannot be called.
+        BackboneError: If the name is unknown, or its code cannot be called or returns what cannot be copied.
         InputError: If its code cannot be imported.
     """
     if names_code(name):
@@ -127,7 +128,7 @@ def _call(name: str, num_classes: int) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise BackboneError(f"'{name}' returned {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    return copy_of(model, share=True)  # without what torch.compile put around it, which a search does not train
 
 
 def _from_timm(name: str, num_classes: int) -> nn.Module:

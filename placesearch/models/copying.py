@@ -176,7 +176,8 @@ def _memo(model: nn.Module, share: bool) -> dict[int, Any]:
         memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)}
     lazy: Any
     for lazy in filter(is_lazy, model.buffers()):  # which do not copy themselves, unlike lazy parameters
-        memo[id(lazy)] = type(lazy)(device=lazy.device, dtype=lazy.dtype, persistent=lazy.persistent)
+        persistent = getattr(lazy, "persistent", True)  # `half` and the like lose it
+        memo[id(lazy)] = type(lazy)(device=lazy.device, dtype=lazy.dtype, persistent=persistent)
     for module in model.modules():
         for tensor in _tensors(vars(module)):
             if not is_lazy(tensor) and not tensor.is_leaf:

@@ -288,6 +288,16 @@ def _order(
     return known[0]
 
 
+def ancestors(node: Node) -> set[Node]:
+    """Return a node and everything that it was made from."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().inputs) - seen
+        seen |= new
+        waiting.extend(new)
+    return seen
+
+
 def is_sum_of_stack(operation: str, inputs: tuple[Node, ...], shape: tuple[int, ...]) -> bool:
     """Tell whether an operation adds, or averages, feature maps of a shape that were stacked for that."""
     return (

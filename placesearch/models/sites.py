@@ -10,7 +10,7 @@ from placesearch.errors import BackboneError
 from placesearch.models.backbones import load_backbone
 from placesearch.models.carrying import try_carrying
 from placesearch.models.copying import copy_of
-from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, is_sum_of_stack, record
+from placesearch.models.graph import NCHW, PERMUTING, Graph, InputSize, Node, ancestors, is_sum_of_stack, record
 
 _NORMS = {"batch_norm", "group_norm", "layer_norm", "instance_norm", "local_response_norm"}
 _ACTIVATIONS = {"relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "mish", "prelu", "clamp"}
@@ -92,6 +92,8 @@ def every_site(backbone: str | nn.Module, input_size: InputSize = (3, 224, 224),
     """Find all tensors that can be sites, also those of no kind; arguments and errors as for `find_sites`."""
     model, graph = _seen(backbone, input_size, stem)
     if sum(node.operation in _CONVOLUTIONS for node in graph.nodes) < 2:
+        if graph.result is None:
+            raise BackboneError(f"{type(model).__name__} puts out nothing that operations of torch make of its input")
         raise BackboneError(
             f"{type(model).__name__} has no feature maps (batch, channels, height, width): fewer than two convolutions"
         )
@@ -291,7 +293,7 @@ def _residuals(terms: list[Node], *, longest: bool) -> list[Node]:
 
 def _start(terms: list[Node]) -> Node | None:
     """Return the nearest common ancestor."""
-    common = set.intersection(*map(_ancestors, terms)) if terms else set()
+    common = set.intersection(*map(ancestors, terms)) if terms else set()
     return max(common, key=lambda node: node.index, default=None)
 
 
@@ -303,7 +305,7 @@ def _is_learned(residuals: list[Node], addition: Node) -> bool:
         return False
 
     def depth(term: Node) -> int:
-        return sum(node.operation in _CONVOLUTIONS and node.index > start.index for node in _ancestors(term))
+        return sum(node.operation in _CONVOLUTIONS and node.index > start.index for node in ancestors(term))
 
     skip = min(terms, key=depth)
     whole = len(start.shape) == 4 and start.shape[1] == skip.shape[1]
@@ -330,20 +332,10 @@ def _told(places: list[str], reason: str) -> str:
     return f"{count} no site, in {', '.join(shown[:3])}{more}: {reason}"
 
 
-def _ancestors(node: Node) -> set[Node]:
-    """Return a node and everything that it was made from."""
-    seen, waiting = {node}, [node]
-    while waiting:
-        new = set(waiting.pop().inputs) - seen
-        seen |= new
-        waiting.extend(new)
-    return seen
-
-
 def _way(start: Node, end: Node) -> int:
     """Return the number of operations on the longest way from start to end."""
     length = {start: 0}
-    for node in sorted(_ancestors(end), key=lambda node: node.index):
+    for node in sorted(ancestors(end), key=lambda node: node.index):
         ways = [length[source] + 1 for source in node.inputs if source in length]
         if ways and node is not start:
             length[node] = max(ways)
@@ -397,7 +389,7 @@ def _gates(graph: Graph, sites: list[Node]) -> dict[Node, list[str]]:
         over_channels = any(source in pooled for source in node.inputs)
         over_pixels = node.is_map and {source.shape[1:2] for source in node.inputs} == {(1,), node.shape[1:2]}
         if over_channels or (over_pixels and node.shape[1] > 1):
-            site = next((site for site in sites if site.index >= node.index and node in _ancestors(site)), None)
+            site = next((site for site in sites if site.index >= node.index and node in ancestors(site)), None)
             if site is not None and node.within not in leading.setdefault(site, []):
                 leading[site].append(node.within)
     return leading
@@ -416,7 +408,7 @@ def _last(graph: Graph, names: dict[Node, list[str]] | None = None) -> Node | No
     """Return the last map on the way to the result, before pooling; with names, the last one that has one."""
     if graph.result is None:
         return None
-    pooled, way = _pooled(graph), _ancestors(graph.result)
+    pooled, way = _pooled(graph), ancestors(graph.result)
     ends = {
         node for node in way if node.is_map and node not in pooled and node.operation not in _ADAPTIVE and node.index
     }
@@ -428,7 +420,7 @@ def _last(graph: Graph, names: dict[Node, list[str]] | None = None) -> Node | No
 def _head(graph: Graph, names: dict[Node, list[str]]) -> Node | None:
     """Return the map that is flattened into the first fully connected layer, if it has a name and several pixels."""
     last = _last(graph)
-    linear = next((n for n in graph.nodes if n.operation == "linear" and last and last in _ancestors(n)), None)
+    linear = next((n for n in graph.nodes if n.operation == "linear" and last and last in ancestors(n)), None)
     if linear is None:
         return None
     node = linear

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placesearch.errors import TrainingError
+from placesearch.models.copying import dtype_and_device
+from placesearch.models.outputs import logits_of
 from placesearch.training.branch import Branch
 from placesearch.training.datasets import Data, FileSplit, Split
 from placesearch.training.graphed import GraphedStep, Step
@@ -119,7 +121,7 @@ class Trainer:
     def __init__(self, data: Data, protocol: Protocol, device: torch.device, team: Team = ALONE) -> None:
         self.device, self.flip, self._team = device, data.flip, team
         self.train_split = data.splits["train"].on(device)
-        self._splits = data.splits
+        self._splits, self._classes = data.splits, len(data.classes)
         count = len(self.train_split.labels)
         sample = self.train_split.take(torch.arange(0, count, max(1, count // 5000)))
         pixels = sample.to(device).reshape(-1, sample.shape[-1]).float() / 255
@@ -268,12 +270,13 @@ class Trainer:
 
     def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
         """Return what takes one step: images, labels and what is drawn for each image in, the loss out."""
-        forward = self._team.joined(model)
+        forward, (dtype, _) = self._team.joined(model), dtype_and_device(model)
 
         def step(images: Tensor, labels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-            pixels = self._augmented(images, shifts, mirrored)
+            pixels = self._augmented(images, shifts, mirrored).to(dtype)
             with self._autocast():
-                loss = F.cross_entropy(_logits(forward(pixels)), labels, label_smoothing=self.protocol.label_smoothing)
+                logits = logits_of(forward(pixels), len(labels), self._classes)
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.protocol.label_smoothing)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -294,7 +297,7 @@ class Trainer:
         Raises:
             TrainingError: If the loss is not finite.
         """
-        was_training = model.training
+        was_training, (dtype, _) = model.training, dtype_and_device(model)
         model.eval()
         split, right = self._splits[name].on(self.device), []
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -303,7 +306,7 @@ class Trainer:
         for batch, images in zip(batches, self._read(split, batches), strict=True):
             labels = split.labels[batch.to(self.device)]
             with self._autocast():
-                logits = _logits(model(self._normalised(images))).float()
+                logits = logits_of(model(self._normalised(images).to(dtype)), len(labels), self._classes).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
         model.train(was_training)
@@ -384,8 +387,3 @@ def _set_dice(device: torch.device, state: Tensor) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _logits(output: Any) -> Tensor:
-    """Return the logits of a network that may put out auxiliary ones after them, as GoogLeNet does in training."""
-    return output if isinstance(output, Tensor) else output[0]
