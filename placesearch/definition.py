@@ -328,7 +328,10 @@ def settle(definition: Definition) -> list[str]:
         return []
     stored = read_definition_of(definition.name)
     refuse_difference(stored, definition)
+    journal, lost = path.with_name("journal.log"), []
+    if definition.config.storage is None and (not journal.exists() or not journal.stat().st_size):
+        lost = [f"note: {journal} is empty or missing although the study had begun; whatever trials it held are gone"]
     changed = [f"{name} {was} -> {now}" for name, (was, now) in stored.changed_versions().items() if name != "code"]
-    return (
+    return lost + (
         [f"note: versions changed since the study began ({', '.join(changed)}); numbers may differ"] if changed else []
     )

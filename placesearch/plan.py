@@ -29,7 +29,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import input_channels, load_backbone
 from placesearch.models.copying import InputSize, initialise
 from placesearch.models.outputs import check_outputs
-from placesearch.models.sites import Site, every_site, last_map
+from placesearch.models.sites import Site, every_site, last_map, unplaced_additions
 from placesearch.models.weights import load_weights, read_weights
 from placesearch.placement import BlockSetting, Placement
 from placesearch.prices import Prices, flat_axes, limits_of, within_budget
@@ -263,7 +263,8 @@ def prepare(config: StudyConfig, device: torch.device, stored: Definition | None
     if latencies is not None:
         notes.append("latency: {told}".format(**definition.latencies))
     notes += flat_axes(config, space, prices)
-    notes = [*data_notes, *(f"note: {line}" for line in (*loaded, *outputs)), *notes]
+    unplaced = unplaced_additions(backbone, input_size) if "residual" in config.sites else ()
+    notes = [*data_notes, *(f"note: {line}" for line in (*loaded, *outputs, *unplaced)), *notes]
     if definition.skipped:
         first, more = ", ".join(definition.skipped[:3]), len(definition.skipped) - 3
         notes.append(

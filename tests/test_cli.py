@@ -415,3 +415,21 @@ def test_what_is_no_input_size_is_refused_by_every_command(call_here):
         code, _, err = call_here(*command, "--input-size", "64x")
         assert code == 2
         assert "is no input size such as 64, 256x512 or 1x28x28" in err
+
+
+def test_additions_without_a_site_are_named(call_here, workplace):
+    (workplace / "gated.py").write_text(
+        "from torch import nn\nfrom torch.nn.functional import relu\n\n\n"
+        "class Unit(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(4, 4, 3, padding=1)\n\n"
+        "    def forward(self, x):\n"
+        "        return x + relu(self.conv(x))\n\n\n"
+        "def net(num_classes):\n"
+        "    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)]\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), Unit(), Unit(), *head)\n"
+    )
+    code, out, _ = call_here("sites", "--backbone", "gated:net", "--input-size", "16")
+    assert code == 0
+    assert "note: 2 residual additions" in out

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -568,3 +569,33 @@ def test_an_evaluation_that_workers_cannot_import_is_refused_at_once(workplace, 
 def test_an_evaluation_in_the_main_script_is_refused_by_name():
     with pytest.raises(InputError, match="in the main script"):
         ps.run(config(name="s", evaluate="__main__:f"))
+
+
+def test_an_emptied_journal_is_told(workplace):
+    ps.run(config(name="s", trials=2))
+    (workplace / "studies" / "s" / "journal.log").write_bytes(b"")
+    told = []
+    study = ps.run(config(name="s", trials=1), watch=told.append)
+    lines = [line for event in told if isinstance(event, StudyBegan) for line in event.lines]
+    assert any("journal.log is empty or missing although the study had begun" in line for line in lines)
+    assert any("it is kept as reports/s-earlier-1" in line for line in lines)
+    assert len(study.records) == 1
+
+
+def test_a_journal_without_one_of_its_lines_is_read_or_refused_in_a_line_and_no_trial_is_lost_silently(workplace):
+    """Without the line that ended it, a trial was never ended: it is run again, to the same score."""
+    before = ps.run(config(name="s", trials=3)).trials_frame()
+    path = workplace / "studies" / "s" / "journal.log"
+    lines = path.read_text().splitlines(keepends=True)
+    refused = 0
+    for left_out in range(1, len(lines)):
+        path.write_text("".join(lines[:left_out] + lines[left_out + 1 :]))
+        try:
+            after = ps.load_study("s").trials_frame()
+        except StudyError as error:
+            refused += "\n" not in str(error)
+        else:
+            ended = json.loads(lines[left_out])["op_code"] == 6
+            assert len(after) == len(before) - ended, lines[left_out]
+            assert after.placement.isin(before.placement).all()
+    assert refused >= 4 * len(before)  # what made it, and what it needs

@@ -35,7 +35,7 @@ from placesearch.models.architecture import Architecture
 from placesearch.models.backbones import input_channels, load_backbone
 from placesearch.models.blocks import BLOCKS, block_named
 from placesearch.models.code import names_code
-from placesearch.models.sites import find_sites
+from placesearch.models.sites import find_sites, unplaced_additions
 from placesearch.placement import BlockSetting, Placement
 from placesearch.plan import device_name
 from placesearch.reporting.tables import comparison_frame, sites_frame
@@ -187,6 +187,8 @@ def sites_command(backbone: str, input_size: int | tuple[int, ...], stem: str, b
     if form == "csv":
         click.echo(frame.to_csv(index=False), nl=False)
     else:
+        for line in unplaced_additions(backbone, size, stem):
+            click.echo(f"note: {line}")
         show_sites(frame, f"{len(sites)} sites of {backbone} at {'x'.join(map(str, size[1:]))}")
 
 

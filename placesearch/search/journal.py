@@ -11,6 +11,7 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal._storage import JournalOperation
 
 from placesearch.errors import StudyError
 
@@ -122,15 +123,22 @@ def _mend(path: Path, whole_before: int = 0) -> None:
         whole_before: So many of its bytes are known to be whole lines.
 
     Raises:
-        StudyError: If a line before the last one is damaged.
+        StudyError: If a line before the last one is damaged, or one is missing that made a trial.
     """
-    whole, number = whole_before, 0
+    whole, number, made = whole_before, 0, 0
     with path.open("rb") as file:
         file.seek(whole)
         for line in file:
-            if not _is_record(line):
+            record = _record_in(line)
+            if record is None:
                 break
             whole, number = whole + len(line), number + 1
+            made += record["op_code"] == JournalOperation.CREATE_TRIAL
+            if not whole_before and isinstance(trial := record.get("trial_id"), int) and trial >= made:
+                raise StudyError(
+                    f"{path} is damaged before line {number}: what it says there is about a trial that no line has "
+                    "made; restore it from a copy"
+                )
         else:
             return
         if file.read(1):
@@ -139,9 +147,10 @@ def _mend(path: Path, whole_before: int = 0) -> None:
     os.truncate(path, whole)
 
 
-def _is_record(line: bytes) -> bool:
+def _record_in(line: bytes) -> dict[str, Any] | None:
+    """Return what a line holds; None if it is torn or no record."""
     try:
         record = json.loads(line)
     except ValueError:
-        return False
-    return line.endswith(b"\n") and isinstance(record, dict) and "op_code" in record
+        return None
+    return record if line.endswith(b"\n") and isinstance(record, dict) and "op_code" in record else None

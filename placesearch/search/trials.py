@@ -538,6 +538,18 @@ def _create(storage: BaseStorage, name: str, objectives: tuple[str, ...]) -> Non
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
+    """Return a finished trial.
+
+    Raises:
+        StudyError: If what is stored of it is not whole.
+    """
+    needed = (PLACEMENT, "seed", *(("val_accuracy", "params") if trial.state == TrialState.COMPLETE else ()))
+    lacking = [name for name in needed if trial.user_attrs.get(name) is None]
+    if lacking:
+        raise StudyError(
+            f"the study is damaged: trial {trial.number} is stored without its {lacking[0].replace('_', ' ')}; restore "
+            "the journal or the database from a copy, or begin anew under another --name"
+        )
     measured = {name: trial.user_attrs.get(name) for name in _MEASURED}
     measured["curve"] = tuple(measured["curve"]) if measured["curve"] else None
     return TrialRecord(
