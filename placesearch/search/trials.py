@@ -543,7 +543,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     Raises:
         StudyError: If what is stored of it is not whole.
     """
-    needed = (PLACEMENT, "seed", *(("val_accuracy", "params") if trial.state == TrialState.COMPLETE else ()))
+    needed = (PLACEMENT, *(("val_accuracy", "params", "seed") if trial.state == TrialState.COMPLETE else ()))
     lacking = [name for name in needed if trial.user_attrs.get(name) is None]
     if lacking:
         raise StudyError(
