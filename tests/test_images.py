@@ -160,3 +160,17 @@ def test_every_mode_is_what_pillow_makes_of_it(tmp_path, mode):
     with Image.open(path) as opened:
         expected = np.array(opened.convert("RGB"))
     assert (decoded([path], SIZE)[0].numpy() == expected).all()
+
+
+def test_a_deep_image_is_found_under_any_suffix(tmp_path):
+    path = saved(tmp_path / "a.png", shades(0, 4_000, np.uint16)).rename(tmp_path / "a.jpg")
+    assert values_of([path], by_suffix=True) is None
+    assert values_of([path]).high == 4095
+
+
+def test_a_deep_image_that_is_torn_is_named(tmp_path):
+    path = saved(tmp_path / "a.png", np.random.default_rng(0).integers(0, 4000, (64, 64)).astype(np.uint16))
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DataError, match=r"cannot read image .*a.png"):
+        values_of([path])
+    assert values_of([path], by_suffix=True) is None

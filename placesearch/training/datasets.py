@@ -348,7 +348,7 @@ def _held(tree: ImageTree, size: tuple[int, int, int]) -> tuple[dict[str, Split 
 
 def _in_files(tree: ImageTree, size: tuple[int, int, int]) -> tuple[dict[str, Split | FileSplit], list[str]]:
     parts = _files(tree)
-    values = values_of([path for files, _ in parts.values() for path in files])
+    values = values_of([path for files, _ in parts.values() for path in files], by_suffix=True)
     splits = {name: FileSplit(files, labels, size, values) for name, (files, labels) in parts.items()}
     return {**splits}, [_depth_note(values)] if values else []
 

@@ -94,23 +94,29 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
-def values_of(files: Sequence[Path]) -> ValueRange | None:
+def values_of(files: Sequence[Path], *, by_suffix: bool = False) -> ValueRange | None:
     """Look through a data set for images of more than 8 bits; return the one range by which all of them are scaled.
 
     Integers from 0 are scaled from the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the whole
     data set, so that 12 bits in files of 16 use all shades; larger integers from 0 to the largest one. Decimals within
     0..1 or 0..255 are scaled from that. All others from the smallest to the largest value.
 
+    Args:
+        files: All images of the data set.
+        by_suffix: Whether formats that have no deeper images are known by their suffix and not opened, and what cannot
+            be decoded is passed over until it is met.
+
     Returns:
         The range, or None if no image has more than 8 bits.
 
     Raises:
+        CorruptImageError: If an image cannot be decoded.
         DataError: If only some images have more than 8 bits, one is in colour with 16 bits a channel, or a value is no
             number.
     """
-    possible = [path for path in files if path.suffix.lower() not in _EIGHT_BITS]
+    possible = [path for path in files if not by_suffix or path.suffix.lower() not in _EIGHT_BITS]
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(_extremes, possible))
+        found = list(pool.map(lambda path: _extremes(path, skip_corrupt=by_suffix), possible))
     deep = [(path, ends) for path, ends in zip(possible, found, strict=True) if ends is not None]
     if not deep:
         return None
@@ -224,7 +230,7 @@ def _as_bytes(image: Image.Image, path: Path, values: ValueRange | None) -> Imag
     return Image.fromarray(values.to_bytes(np.asarray(image)))
 
 
-def _extremes(path: Path) -> tuple[float, float, bool] | None:
+def _extremes(path: Path, *, skip_corrupt: bool) -> tuple[float, float, bool] | None:
     """Return the smallest and largest value of a deep image, and whether they are integers; None for 8 bits."""
     try:
         with opened(path) as image:
@@ -237,6 +243,8 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
                 return None
             values = np.asarray(image)
     except CorruptImageError:
+        if not skip_corrupt:
+            raise
         return None
     low, high = float(values.min()), float(values.max())
     if not math.isfinite(low) or not math.isfinite(high):
