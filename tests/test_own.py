@@ -130,12 +130,6 @@ def test_an_evaluation_that_cannot_be_used_gets_one_line_and_leaves_no_trace(wor
 
 
 @pytest.mark.slow
-def test_a_function_without_a_name_cannot_be_sent_to_workers(workplace):
-    with pytest.raises(StudyError, match="a worker could not get ready: cannot import"):
-        ps.run(own(jobs=2), evaluate=lambda _: 0.5)
-
-
-@pytest.mark.slow
 def test_on_the_command_line_it_is_trusted_and_in_a_file_only_if_allowed(call):
     options = ["--input-size", "32", "--reductions", "2,4", "--trials", "2", "--jobs", "1"]
     code, out, err = call("run", "--backbone", "mine:tiny", "--evaluate", "mine:evaluate", *options)

@@ -122,9 +122,8 @@ def test_a_study_with_a_time_limit_goes_on_past_trials_that_hang(workplace):
     assert study.records[3].error == "took longer than 0.4 s, its time limit (--trial-timeout)"
 
 
-@pytest.mark.slow
 def test_with_a_time_limit_a_function_without_a_name_is_refused(workplace):
-    with pytest.raises(StudyError, match="a worker could not get ready: cannot import"):
+    with pytest.raises(InputError, match="workers cannot import the evaluation"):
         ps.run(own(trial_timeout="1s"), evaluate=lambda _: 0.5)
 
 
