@@ -23,7 +23,7 @@ ACTIVATIONS = {
     "hardswish": nn.Hardswish,
     "prelu": nn.PReLU,
 }
-FUNCTIONS = {"torch.relu": torch.relu, "relu": F.relu, "silu": F.silu, "clamp": lambda x: x.clamp(min=0)}
+FUNCTIONS = {"torch.relu": torch.relu, "relu": F.relu, "silu": F.silu, "relu6": F.relu6}
 CONVOLUTIONS = {
     "3x3": lambda c: nn.Conv2d(c, c, 3, padding=1),
     "3x3 without bias": lambda c: nn.Conv2d(c, c, 3, padding=1, bias=False),

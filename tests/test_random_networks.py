@@ -18,7 +18,7 @@ from placesearch.models.insertion import blocks_of
 
 SIZE = (3, SIDE, SIDE)
 SETTINGS = ("se(r=2)", "cbam(r=2,k=3)", "eca(k=3)", "channel(r=2)", "spatial(k=3)", "cbam_residual(r=2,k=3)")
-IN_CI = 200
+IN_CI = 8
 COUNT = int(os.environ.get("PLACESEARCH_FUZZ", IN_CI))
 """How many networks; more by hand."""
 
